@@ -1,0 +1,149 @@
+"""What the experiments share: arguments, text, tables, files and the look of figures."""
+
+import argparse
+import csv
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+# One colour for each cell in every figure, from Okabe and Ito's palette, which survives colour
+# blindness and grey printing.
+COLORS = {
+    "logistic": "#999999",
+    "tanh": "#0072B2",
+    "elman": "#0072B2",
+    "relu": "#56B4E9",
+    "identity": "#CC79A7",
+    "lstm": "#D55E00",
+    "gru": "#009E73",
+}
+
+STYLE: dict[Any, Any] = {
+    "figure.dpi": 150,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that every experiment takes."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a small version, within 20 seconds")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all randomness")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results"), metavar="DIR", help="where files go"
+    )
+    return parser
+
+
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, **quick: Any
+) -> argparse.Namespace:
+    """Parse arguments, with the defaults `quick` where --quick is given."""
+    if parser.parse_args(argv).quick:
+        parser.set_defaults(**quick)
+    return parser.parse_args(argv)
+
+
+def positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
+    """Return an argument's type: numbers of a kind, above 0 and finite."""
+
+    def convert(text: str) -> int | float:
+        number = kind(text)
+        if not 0 < number < float("inf"):
+            raise argparse.ArgumentTypeError(f"got {text}, wanted a finite number above 0")
+        return number
+
+    # What argparse calls the type when the text is no number at all.
+    convert.__name__ = kind.__name__
+    return convert
+
+
+def read_text(path: Path | None, *, limit: int = 1_000_000) -> str:
+    """Return a text: a file's, or of no path the sources of Python's standard library.
+
+    Raises:
+        SystemExit: if the file can't be read, is not UTF-8 text, or is empty.
+    """
+    if path is not None:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            sys.exit(f"--text {path}: {error}")
+        if not text:
+            sys.exit(f"--text {path}: the file is empty")
+        return text
+    text = ""
+    for source in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        text += source.read_text(encoding="utf-8", errors="ignore")
+        if len(text) >= limit:
+            break
+    return text[:limit]
+
+
+def encode(text: str, *, max_symbols: int = 128) -> tuple[np.ndarray, list[str]]:
+    """Return a text as integers and the characters they stand for, the most frequent first.
+
+    Characters beyond `max_symbols` become the last symbol, "\N{REPLACEMENT CHARACTER}", so that a
+    text full of rare ones doesn't make the vocabulary large.
+    """
+    characters, counts = np.unique(np.array(list(text)), return_counts=True)
+    vocabulary = [str(c) for c in characters[np.argsort(-counts, kind="stable")]]
+    if len(vocabulary) > max_symbols:
+        vocabulary = [*vocabulary[: max_symbols - 1], "\N{REPLACEMENT CHARACTER}"]
+    index = {character: number for number, character in enumerate(vocabulary)}
+    rare = len(vocabulary) - 1
+    return np.array([index.get(c, rare) for c in text], np.int32), vocabulary
+
+
+def print_progress(line: str) -> None:
+    """Print a line where `jaxrnn.fit` shows no progress bar: anywhere but on a terminal."""
+    if not sys.stderr.isatty():
+        print(line, flush=True)
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows as a table with aligned columns."""
+    header = list(rows[0])
+    cells = [[_format(row[name]) for name in header] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    for line in [header, ["-" * width for width in widths], *cells]:
+        print("  ".join(entry.rjust(width) for entry, width in zip(line, widths, strict=True)))
+
+
+def _format(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
+
+
+def save_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, making the folder if need be."""
+    rows = list(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"wrote {path}")
+
+
+def save_figure(path: Path, figure: Any) -> None:
+    """Write a figure as PNG, making the folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)
+    print(f"wrote {path}")

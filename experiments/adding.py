@@ -1,0 +1,228 @@
+"""The adding problem: over how many steps can each cell learn to remember two numbers?
+
+A network reads T random numbers, two of them marked, and answers the sum of the two. Always
+answering 1 has a mean squared error of 1/6; less needs memory, and gradients that reach back over
+up to T steps. Several seeds learn at once, vmapped, each from batches that it has never seen
+before: the mean loss of the last ones is its error on fresh data.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+from tqdm.auto import tqdm
+
+import jaxrnn
+from experiments import _common
+
+CHANCE = jaxrnn.tasks.ADDING_CHANCE
+LEARNT = 0.1 * CHANCE
+# How many steps one call of the compiled program makes, and one point of a curve averages.
+CHUNK = 50
+
+# Each makes a cell from its hidden size.
+CELLS: dict[str, Callable[[int], jaxrnn.Cell]] = {
+    "elman": jaxrnn.elman,
+    "relu": functools.partial(
+        jaxrnn.elman,
+        activation=jax.nn.relu,
+        recurrent_init=jaxrnn.initializers.identity(),
+    ),
+    "lstm": jaxrnn.lstm,
+    "gru": jaxrnn.gru,
+}
+LABELS = {"elman": "Elman, tanh", "relu": "Elman, relu, identity", "lstm": "LSTM", "gru": "GRU"}
+
+
+class Run(NamedTuple):
+    """How one cell learnt at one length, from S seeds; losses are means over `CHUNK` steps."""
+
+    cell: str
+    length: int
+    losses: Float[np.ndarray, "S chunks"]
+    seconds: float
+
+    @property
+    def errors(self) -> Float[np.ndarray, "S"]:
+        """Each seed's error at the end, infinite where training diverged."""
+        last = self.losses[:, -1]
+        return np.where(np.isnan(last), np.inf, last)
+
+
+@functools.partial(jax.jit, static_argnames=("batch_size", "length"))
+def make_batches(
+    keys: PRNGKeyArray, *, batch_size: int, length: int
+) -> tuple[Float[Array, "S N T B 2"], Float[Array, "S N B 1"]]:
+    """Make a batch of the task for each key, `(S, N)`."""
+    task = functools.partial(jaxrnn.tasks.adding, batch_size=batch_size, length=length)
+    # The same as with vmap, which takes several times as long to compile here.
+    return lax.map(functools.partial(lax.map, task), keys)
+
+
+def learn(
+    name: str,
+    length: int,
+    keys: PRNGKeyArray,
+    *,
+    hidden_size: int,
+    batch_size: int,
+    steps: int,
+    learning_rate: float,
+) -> Run:
+    """Train one network for each key, all in one compiled program."""
+    cell = CELLS[name](hidden_size)
+    model = jaxrnn.serial(jaxrnn.rnn(cell, return_sequences=False), jaxrnn.dense(1))
+    optimizer = optax.adam(learning_rate)
+
+    def loss(params, batch, key):
+        inputs, targets = batch
+        _, answers = model.apply(params, None, inputs, key=key)
+        return jaxrnn.losses.squared_error(answers, targets)
+
+    train_step = jaxrnn.train_step(loss, optimizer, clip_norm=1.0)
+
+    @jax.jit
+    @jax.vmap
+    def train(state, batches, keys):
+        state, metrics = lax.scan(lambda state, xs: train_step(state, *xs), state, (batches, keys))
+        return state, metrics.loss.mean()
+
+    start = time.perf_counter()
+    init_keys, data_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    states = [jaxrnn.init_train_state(model.init(key, 2), optimizer) for key in init_keys]
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    losses = []
+    for _ in tqdm(
+        range(steps // CHUNK), f"{LABELS[name]}, T = {length}", leave=False, disable=None
+    ):
+        data_keys, chunk_keys = jax.vmap(jax.random.split, out_axes=1)(data_keys)
+        chunk_keys = jax.vmap(lambda key: jax.random.split(key, CHUNK))(chunk_keys)
+        batches = make_batches(chunk_keys, batch_size=batch_size, length=length)
+        state, loss_of_chunk = train(state, batches, chunk_keys)
+        losses.append(np.asarray(loss_of_chunk))
+    return Run(name, length, np.stack(losses, axis=1), time.perf_counter() - start)
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """One row of the table."""
+    return {
+        "cell": LABELS[run.cell],
+        "T": run.length,
+        "median error": float(np.median(run.errors)),
+        "lowest": float(run.errors.min()),
+        "highest": float(run.errors.max()),
+        "learnt": f"{(run.errors < LEARNT).sum()} of {len(run.errors)}",
+        "seconds": run.seconds,
+    }
+
+
+def draw_curves(runs: Sequence[Run], lengths: Sequence[int]) -> Any:
+    """Draw each cell's learning curve, median and range over seeds, one panel for each length."""
+    with plt.rc_context(_common.STYLE):
+        figure, axes = plt.subplots(
+            1, len(lengths), figsize=(2 + 2.5 * len(lengths), 3.6), sharey=True, squeeze=False
+        )
+        for axis, length in zip(axes[0], lengths, strict=True):
+            for run in (run for run in runs if run.length == length):
+                steps = CHUNK * (1 + np.arange(run.losses.shape[1]))
+                color = _common.COLORS[run.cell]
+                axis.plot(steps, np.median(run.losses, axis=0), color=color, label=LABELS[run.cell])
+                axis.fill_between(
+                    steps, run.losses.min(axis=0), run.losses.max(axis=0), color=color, alpha=0.2
+                )
+            axis.axhline(CHANCE, color="0.3", linestyle="--", linewidth=1, label="chance, 1/6")
+            axis.set(title=f"T = {length}", xlabel="training steps", yscale="log")
+        # A relu cell starts with errors far above chance, which would make the rest small.
+        axes[0, 0].set(ylabel="mean squared error", ylim=(None, 1))
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, ncols=len(labels), loc="upper center", bbox_to_anchor=(0.5, 0.02)
+        )
+        figure.suptitle(
+            "Adding two numbers out of T: median and range over seeds, as far as errors are below 1"
+        )
+        figure.tight_layout()
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train every cell at every length, and compare them."""
+    positive = _common.positive
+    parser = _common.arguments(__doc__)
+    parser.add_argument(
+        "--cell",
+        nargs="+",
+        choices=CELLS,
+        default=list(CELLS),
+        help="relu is an Elman cell too, with the identity as its recurrent kernel at the start",
+    )
+    parser.add_argument(
+        "--length", nargs="+", type=positive(int), default=[50, 100, 200, 400], help="T"
+    )
+    parser.add_argument("--seeds", type=positive(int), default=3, help="how many, at once")
+    parser.add_argument("--hidden", type=positive(int), default=32, help="units of each cell")
+    parser.add_argument("--batch", type=positive(int), default=32, help="sequences of a batch")
+    parser.add_argument(
+        "--steps", type=positive(int), default=800, help=f"training steps, in full {CHUNK}s"
+    )
+    parser.add_argument("--learning-rate", type=positive(float), default=1e-2, help="Adam's")
+    arguments = _common.parse(
+        parser, argv, cell=["elman", "gru"], length=[20], hidden=16, steps=400
+    )
+    if arguments.steps < CHUNK:
+        parser.error(f"--steps: got {arguments.steps}, wanted {CHUNK} at least")
+    if min(arguments.length) < 2:
+        parser.error(f"--length: got {min(arguments.length)}, wanted 2 at least for two numbers")
+
+    keys = jax.random.split(jax.random.key(arguments.seed), arguments.seeds)
+    runs = []
+    for length in arguments.length:
+        for name in arguments.cell:
+            runs.append(
+                learn(
+                    name,
+                    length,
+                    keys,
+                    hidden_size=arguments.hidden,
+                    batch_size=arguments.batch,
+                    steps=arguments.steps,
+                    learning_rate=arguments.learning_rate,
+                )
+            )
+            row = summary(runs[-1])
+            print(
+                f"{row['cell']}, T = {length}: {row['learnt']} seeds learnt, median error "
+                f"{row['median error']:.4g}, {row['seconds']:.0f} s",
+                flush=True,
+            )
+    print(f"\nChance is {CHANCE:.4f}; a seed has learnt with an error below {LEARNT:.4f}.\n")
+    _common.print_table([summary(run) for run in runs])
+    print()
+    _common.save_csv(
+        arguments.out / "adding.csv",
+        [
+            {
+                "cell": run.cell,
+                "T": run.length,
+                "seed": seed,
+                "step": CHUNK * number,
+                "error": error,
+            }
+            for run in runs
+            for seed, losses in enumerate(run.losses)
+            for number, error in enumerate(losses, start=1)
+        ],
+    )
+    _common.save_figure(arguments.out / "adding.png", draw_curves(runs, arguments.length))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,317 @@
+"""A character language model: how many bits does it need to say which character comes next?
+
+An embedding, stacked cells, dropout and a dense layer read a text in windows, each window starting
+from the state in which the one before it ended. The first nine tenths of the text train it; the
+last tenth measures it, beside a unigram and a bigram model fitted on the same nine tenths.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+import jaxrnn
+from experiments import _common
+
+CELLS = {"elman": jaxrnn.elman, "lstm": jaxrnn.lstm, "gru": jaxrnn.gru}
+LABELS = {"elman": "Elman", "lstm": "LSTM", "gru": "GRU"}
+
+
+class Windows(NamedTuple):
+    """A text in N windows, T characters long and B side by side; targets are one further on."""
+
+    inputs: Int[np.ndarray, "N T B"]
+    targets: Int[np.ndarray, "N T B"]
+
+
+class Point(NamedTuple):
+    """A point of a learning curve."""
+
+    characters: int
+    seconds: float
+    bits: float
+
+
+def windows(codes: Int[np.ndarray, "L"], length: int, batch_size: int) -> Windows:
+    """Cut a text so that each lane of a window goes on where that lane of the last window ended.
+
+    Lane b reads the b-th of `batch_size` equal parts of the text. What doesn't fill a window in
+    every lane is left out at the end.
+
+    Raises:
+        ValueError: if the text doesn't fill one window.
+    """
+    count = (len(codes) - 1) // (length * batch_size)
+    if count == 0:
+        raise ValueError(
+            f"got {len(codes)} characters, wanted {length * batch_size + 1} at least for a window "
+            f"of {length} in {batch_size} lanes"
+        )
+
+    def cut(codes: np.ndarray) -> np.ndarray:
+        lanes = codes[: count * length * batch_size].reshape(batch_size, count, length)
+        return lanes.transpose(1, 2, 0)
+
+    return Windows(cut(codes), cut(codes[1:]))
+
+
+def unigram_bits(train: Int[np.ndarray, "L"], text: Windows, num_symbols: int) -> float:
+    """Bits per character of `text` under the frequencies of characters in `train`, add-one."""
+    counts = np.bincount(train, minlength=num_symbols) + 1
+    return float(-np.log2(counts / counts.sum())[text.targets].mean())
+
+
+def bigram_bits(train: Int[np.ndarray, "L"], text: Windows, num_symbols: int) -> float:
+    """Bits per character of `text` under the frequencies of pairs in `train`, add-one."""
+    pairs = np.bincount(num_symbols * train[:-1] + train[1:], minlength=num_symbols**2)
+    pairs = pairs.reshape(num_symbols, num_symbols) + 1
+    probabilities = pairs / pairs.sum(axis=1, keepdims=True)
+    return float(-np.log2(probabilities)[text.inputs, text.targets].mean())
+
+
+def make_model(
+    cell: str, num_symbols: int, *, features: int, hidden_size: int, layers: int, rate: float
+) -> jaxrnn.Layer:
+    """Stack embedding, recurrent layers with dropout after each, and dense."""
+    # Features of standard deviation 1: from rows of norm 1, the default, an LSTM learns slowly.
+    embedding_init = jax.nn.initializers.normal(1.0)
+    stack = [jaxrnn.rnn(CELLS[cell](hidden_size)), jaxrnn.dropout(rate)] * layers
+    embedding = jaxrnn.embedding(num_symbols, features, embedding_init=embedding_init)
+    return jaxrnn.serial(embedding, *stack, jaxrnn.dense(num_symbols))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def bits_per_character(model: jaxrnn.Layer, params: PyTree, text: Windows) -> Float[Array, ""]:
+    """Bits per character of `text`, without dropout, each lane read from end to end in one go."""
+
+    def read(state, window):
+        state, logits = model.apply(params, state, window.inputs)
+        return state, jaxrnn.losses.softmax_cross_entropy(logits, window.targets)
+
+    batch_size = text.inputs.shape[-1]
+    _, losses = lax.scan(read, model.initial_state((batch_size,)), text)
+    return losses.mean() / math.log(2)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "length"))
+def sample(
+    model: jaxrnn.Layer,
+    params: PyTree,
+    prompt: Int[Array, "L"],
+    key: PRNGKeyArray,
+    *,
+    length: int,
+    temperature: float,
+) -> Int[Array, "length"]:
+    """Draw characters that go on from a prompt, one by one from softmax(logits / temperature)."""
+
+    def draw(carry, key):
+        state, logits = carry
+        code = jax.random.categorical(key, logits[-1] / temperature)
+        return model.apply(params, state, code[None]), code
+
+    state, logits = model.apply(params, None, prompt)
+    _, codes = lax.scan(draw, (state, logits[-1:]), jax.random.split(key, length))
+    return codes
+
+
+def train(
+    name: str,
+    model: jaxrnn.Layer,
+    text: Windows,
+    held_out: Windows,
+    *,
+    steps: int,
+    reports: int,
+    learning_rate: float,
+    key: PRNGKeyArray,
+) -> tuple[PyTree, list[Point]]:
+    """Train a model; return its parameters, and its bits on the held-out text along the way."""
+
+    def loss(params, state, window, key):
+        state, logits = model.apply(params, state, window.inputs, key=key)
+        return jaxrnn.losses.softmax_cross_entropy(logits, window.targets), state
+
+    def report(step: int, result: jaxrnn.FitResult) -> None:
+        bits = float(bits_per_character(model, result.params, held_out))
+        curve.append(Point(step * length * batch_size, time.perf_counter() - start, bits))
+        _common.print_progress(
+            f"{LABELS[name]:>5} {curve[-1].characters:>9,} characters "
+            f"{curve[-1].seconds:>5.0f} s {bits:.3f} bits"
+        )
+
+    curve: list[Point] = []
+    _, length, batch_size = text.inputs.shape
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, warmup_steps=steps // 20, decay_steps=steps
+    )
+    init_key, fit_key = jax.random.split(key)
+    start = time.perf_counter()
+    # After the last window comes the first again: there alone a lane's state is another place's.
+    result = jaxrnn.fit(
+        loss,
+        model.init(init_key),
+        optax.adam(schedule),
+        text,
+        steps=steps,
+        key=fit_key,
+        carry=model.initial_state((batch_size,)),
+        clip_norm=1.0,
+        report_every=math.ceil(steps / reports),
+        on_report=report,
+    )
+    return result.params, curve
+
+
+def draw_curves(curves: dict[str, list[Point]], levels: dict[str, float]) -> Any:
+    """Draw held-out bits against characters read and against time, with the n-gram levels."""
+    with plt.rc_context(_common.STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+        for name, curve in curves.items():
+            characters, seconds, bits = zip(*curve, strict=True)
+            style = {"color": _common.COLORS[name], "marker": "o", "markersize": 3}
+            label = f"{LABELS[name]}, {bits[-1]:.2f} bits"
+            axes[0].plot(np.array(characters) / 1e6, bits, label=label, **style)
+            axes[1].plot(seconds, bits, **style)
+        for axis in axes:
+            for name, bits in levels.items():
+                axis.axhline(bits, color="0.4", linestyle="--", linewidth=1)
+                axis.annotate(
+                    f"{name}, {bits:.2f} bits",
+                    (1, bits),
+                    xycoords=("axes fraction", "data"),
+                    xytext=(0, 3),
+                    textcoords="offset points",
+                    ha="right",
+                    color="0.3",
+                )
+            axis.set_xlim(left=0)
+        axes[0].set(xlabel="characters read, millions", ylabel="held-out bits per character")
+        axes[1].set(xlabel="seconds, compilation included")
+        figure.legend(ncols=len(curves), loc="upper center", bbox_to_anchor=(0.5, 0.02))
+        figure.suptitle("Predicting the next character of a text not seen in training")
+        figure.tight_layout()
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train a model for each cell, compare them, and sample from the best."""
+    positive = _common.positive
+    parser = _common.arguments(__doc__)
+    parser.add_argument(
+        "--text", type=Path, help="a text file; if None, the sources of Python's standard library"
+    )
+    parser.add_argument("--cell", nargs="+", choices=CELLS, default=list(CELLS), help="which cells")
+    parser.add_argument("--layers", type=positive(int), default=1, help="how many cells, stacked")
+    parser.add_argument("--hidden", type=positive(int), default=256, help="units of each cell")
+    parser.add_argument("--embedding", type=positive(int), default=64, help="embedding's features")
+    parser.add_argument("--dropout", type=float, default=0.1, help="rate, after each cell")
+    parser.add_argument("--steps", type=positive(int), default=2300, help="training steps")
+    parser.add_argument("--length", type=positive(int), default=64, help="characters of a window")
+    parser.add_argument("--batch", type=positive(int), default=32, help="windows side by side")
+    parser.add_argument("--reports", type=positive(int), default=12, help="points of a curve")
+    parser.add_argument(
+        "--learning-rate", type=positive(float), default=5e-3, help="Adam's, at its highest"
+    )
+    parser.add_argument(
+        "--temperature", type=positive(float), default=0.8, help="of the sample: 1 as learnt"
+    )
+    arguments = _common.parse(
+        parser, argv, cell=["gru"], hidden=64, dropout=0.0, steps=200, reports=5
+    )
+
+    codes, vocabulary = _common.encode(_common.read_text(arguments.text))
+    end = len(codes) * 9 // 10
+    try:
+        text, held_out = (
+            windows(part, arguments.length, arguments.batch) for part in (codes[:end], codes[end:])
+        )
+    except ValueError as error:
+        parser.error(
+            f"the text is too short to train on its first nine tenths, and test on the "
+            f"last: {error}"
+        )
+    levels = {
+        "unigram": unigram_bits(codes[:end], held_out, len(vocabulary)),
+        "bigram": bigram_bits(codes[:end], held_out, len(vocabulary)),
+    }
+    print(
+        f"{len(codes):,} characters, {len(vocabulary)} different; bits per character on the last "
+        f"{held_out.targets.size:,}, unigram and bigram with add-one smoothing"
+    )
+
+    text, held_out = jax.tree.map(jnp.asarray, (text, held_out))
+    rows = [
+        {"model": name, "parameters": "", "bits": bits, "seconds": ""}
+        for name, bits in levels.items()
+    ]
+    curves, trained = {}, {}
+    for name in arguments.cell:
+        model = make_model(
+            name,
+            len(vocabulary),
+            features=arguments.embedding,
+            hidden_size=arguments.hidden,
+            layers=arguments.layers,
+            rate=arguments.dropout,
+        )
+        params, curves[name] = train(
+            name,
+            model,
+            text,
+            held_out,
+            steps=arguments.steps,
+            reports=arguments.reports,
+            learning_rate=arguments.learning_rate,
+            key=jax.random.key(arguments.seed),
+        )
+        trained[name] = model, params
+        rows.append(
+            {
+                "model": LABELS[name],
+                "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+                "bits": curves[name][-1].bits,
+                "seconds": curves[name][-1].seconds,
+            }
+        )
+    print()
+    _common.print_table(rows)
+
+    best = min(trained, key=lambda name: curves[name][-1].bits)
+    drawn = sample(
+        *trained[best],
+        codes[:end][-200:],
+        jax.random.key(arguments.seed),
+        length=400,
+        temperature=arguments.temperature,
+    )
+    print(
+        f"\n{LABELS[best]}, temperature {arguments.temperature}, going on from the training text:\n"
+    )
+    print("".join(vocabulary[code] for code in np.asarray(drawn)), end="\n\n")
+    _common.save_csv(
+        arguments.out / "character_model.csv",
+        [
+            {"model": name, **point._asdict()}
+            for name, curve in {
+                **{name: [Point(end, 0.0, bits)] for name, bits in levels.items()},
+                **curves,
+            }.items()
+            for point in curve
+        ],
+    )
+    _common.save_figure(arguments.out / "character_model.png", draw_curves(curves, levels))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Recurrent networks as pure functions in JAX, and the laboratory for their gradients."""
+
+from jaxrnn import diagnostics, initializers, losses, tasks
+from jaxrnn._cell import Cell, Gated
+from jaxrnn._training import (
+    FitResult,
+    Metrics,
+    NonFiniteError,
+    TrainState,
+    fit,
+    init_train_state,
+    train_step,
+)
+from jaxrnn._unroll import unroll
+from jaxrnn.cells import (
+    ElmanParams,
+    ElmanState,
+    GRUParams,
+    GRUState,
+    LSTMParams,
+    LSTMState,
+    elman,
+    gru,
+    lstm,
+)
+from jaxrnn.engines import hoisted, scan
+from jaxrnn.layers import (
+    DenseParams,
+    Layer,
+    bidirectional,
+    dense,
+    dropout,
+    embedding,
+    residual,
+    rnn,
+    serial,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cell",
+    "DenseParams",
+    "ElmanParams",
+    "ElmanState",
+    "FitResult",
+    "GRUParams",
+    "GRUState",
+    "Gated",
+    "LSTMParams",
+    "LSTMState",
+    "Layer",
+    "Metrics",
+    "NonFiniteError",
+    "TrainState",
+    "bidirectional",
+    "dense",
+    "diagnostics",
+    "dropout",
+    "elman",
+    "embedding",
+    "fit",
+    "gru",
+    "hoisted",
+    "init_train_state",
+    "initializers",
+    "losses",
+    "lstm",
+    "residual",
+    "rnn",
+    "scan",
+    "serial",
+    "tasks",
+    "train_step",
+    "unroll",
+]

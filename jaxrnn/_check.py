@@ -1,0 +1,166 @@
+"""Checks of arguments: each names the argument, what came and what was wanted.
+
+A value of the wrong kind or dtype is a `TypeError`, one of the wrong size, shape or range a
+`ValueError`.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+
+def size(name: str, value: Any, *, least: int = 1) -> int:
+    """Return `value` as an int of at least `least`."""
+    number = integer(name, value)
+    if number < least:
+        raise ValueError(f"{name}: got {number}, wanted an integer of at least {least}")
+    return number
+
+
+def integer(name: str, value: Any) -> int:
+    """Return `value` as an int, refusing bools, floats and arrays."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: got {describe(value)}, wanted an integer")
+    return operator.index(value)
+
+
+def real(name: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return `value` as a finite float between `low` and `high`, both included."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name}: got {describe(value)}, wanted a number")
+    if not (math.isfinite(value) and low <= value <= high):
+        raise ValueError(f"{name}: got {value}, wanted a finite number from {low} to {high}")
+    return float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return `value`, a bool."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: got {describe(value)}, wanted True or False")
+    return bool(value)
+
+
+def function(name: str, value: Any) -> Callable[..., Any]:
+    """Return `value`, a hashable callable: what a memoised constructor can take as a setting."""
+    if not callable(value) or not isinstance(value, Hashable):
+        raise TypeError(f"{name}: got {describe(value)}, wanted a function")
+    return value
+
+
+def key(name: str, value: Any) -> jax.Array:
+    """Return `value`, one random key of `jax.random.key` or `jax.random.PRNGKey`."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed and dtype != np.uint32:
+        raise TypeError(f"{name}: got {describe(value)}, wanted a key of jax.random.key")
+    if shape != (() if typed else (2,)):
+        raise ValueError(f"{name}: got {describe(value)}, wanted one key, not an array of them")
+    return value
+
+
+def float_dtype(name: str, value: Any) -> np.dtype:
+    """Return `value` as a floating dtype that JAX will really keep."""
+    try:
+        # NumPy takes None for float64.
+        dtype = jnp.dtype("None" if value is None else value)
+    except TypeError as error:
+        raise TypeError(f"{name}: got {value!r}, wanted a floating dtype") from error
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name}: got {dtype}, wanted a floating dtype")
+    if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
+        raise ValueError(
+            f"{name}: got float64, which JAX turns into float32 unless you call "
+            "jax.config.update('jax_enable_x64', True) first"
+        )
+    return dtype
+
+
+def array(name: str, value: Any, *, min_ndim: int, axes: str) -> jax.Array:
+    """Return `value`, a floating array with at least `min_ndim` axes, laid out as `axes` says."""
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        raise TypeError(f"{name}: got {describe(value)}, wanted a floating array {axes}")
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"{name}: got {describe(value)}, wanted a floating dtype")
+    if value.ndim < min_ndim:
+        raise ValueError(f"{name}: got {describe(value)}, wanted an array {axes}")
+    float_dtype(name, value.dtype)
+    return value
+
+
+def integers(name: str, value: Any, *, low: int, high: int, where: Any = True) -> jax.Array:
+    """Return `value`, an integer array; its entries `where` must be from `low` to `high`.
+
+    Within a trace entries have no values, and are let through.
+    """
+    if not hasattr(value, "dtype") or not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(f"{name}: got {describe(value)}, wanted an array of integers")
+    if isinstance(value, jax.core.Tracer) or isinstance(where, jax.core.Tracer):
+        return value
+    # In NumPy, which compares 8 bits with 1000 rightly, where JAX would wrap the 1000 around.
+    numbers = np.asarray(value)
+    if np.any(((numbers < low) | (numbers > high)) & np.asarray(where)):
+        raise ValueError(
+            f"{name}: got integers from {value.min()} to {value.max()}, wanted {low} to {high}"
+        )
+    return value
+
+
+def scalar(name: str, value: Any) -> jax.Array:
+    """Return `value`, a floating scalar that the function called `name` returned."""
+    dtype: Any = getattr(value, "dtype", None)
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name}: returned {describe(value)}, wanted a floating scalar")
+    return value
+
+
+def shape(name: str, value: Any) -> tuple[int, ...]:
+    """Return `value` as a tuple of sizes, none of them negative."""
+    if not isinstance(value, tuple | list):
+        raise TypeError(f"{name}: got {describe(value)}, wanted a tuple of sizes such as (16,)")
+    sizes = tuple(integer(f"{name}[{axis}]", length) for axis, length in enumerate(value))
+    if any(length < 0 for length in sizes):
+        raise ValueError(f"{name}: got {sizes}, wanted sizes of at least 0")
+    return sizes
+
+
+def entries(name: str, value: Any, count: int) -> None:
+    """Raise unless `value` is a tuple or list of `count` entries, one for each layer."""
+    if not isinstance(value, tuple | list):
+        raise TypeError(f"{name}: got {describe(value)}, wanted a tuple of {count} entries")
+    if len(value) != count:
+        raise ValueError(f"{name}: got {len(value)} entries, wanted {count}")
+
+
+def tree(name: str, value: Any, want: Any, because: str) -> None:
+    """Compare a pytree of arrays with one of shapes and dtypes; `because` says who wants them."""
+    if jax.tree.structure(value) != jax.tree.structure(want):
+        raise TypeError(f"{name}: got {describe(value)}, wanted {describe(want)} {because}")
+    leaves = jax.tree_util.tree_leaves_with_path(value)
+    for (path, leaf), wanted in zip(leaves, jax.tree.leaves(want), strict=True):
+        where = f"{name}{jax.tree_util.keystr(path)}"
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise TypeError(f"{where}: got {describe(leaf)}, wanted {describe(wanted)} {because}")
+        if leaf.shape != wanted.shape:
+            raise ValueError(f"{where}: got {describe(leaf)}, wanted {describe(wanted)} {because}")
+        if leaf.dtype != wanted.dtype:
+            raise TypeError(f"{where}: got {describe(leaf)}, wanted {describe(wanted)} {because}")
+
+
+def describe(value: Any) -> str:
+    """Say in a few words what a value is: an array's shape and dtype, a pytree's types, a repr."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        fields = zip(value._fields, value, strict=True)  # pyright: ignore[reportAttributeAccessIssue]
+        parts = (f"{field}={describe(part)}" for field, part in fields)
+        return f"{type(value).__name__}({', '.join(parts)})"
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__}({', '.join(map(describe, value))})"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"

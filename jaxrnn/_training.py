@@ -1,0 +1,358 @@
+"""Training with optax: one step as a pure function, and a loop of many steps in one program."""
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from jaxrnn import _check
+
+if TYPE_CHECKING:
+    import optax
+
+
+class TrainState(NamedTuple):
+    """Everything that training carries from one step to the next."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    optimizer_state: PyTree
+    carry: PyTree = None
+
+
+class Metrics(NamedTuple):
+    """What one training step measured, before its update."""
+
+    loss: Float[Any, ""]
+    gradient_norm: Float[Any, ""]
+
+
+class FitResult(NamedTuple):
+    """What `fit` returns: the trained parameters, and each step's loss and global gradient norm."""
+
+    params: PyTree
+    optimizer_state: PyTree
+    carry: PyTree
+    losses: Float[np.ndarray, "steps"]
+    gradient_norms: Float[np.ndarray, "steps"]
+
+
+class NonFiniteError(FloatingPointError):
+    """Raised by `fit` when a loss or gradient is no longer finite.
+
+    Attributes:
+        result: a `FitResult` with the last good parameters, and the history with the bad step last.
+    """
+
+    def __init__(self, message: str, result: FitResult):
+        super().__init__(message)
+        self.result = result
+
+
+def train_step(
+    loss: Callable[..., Any],
+    optimizer: "optax.GradientTransformation",
+    *,
+    clip_norm: float | None = None,
+) -> Callable[[TrainState, PyTree, PRNGKeyArray], tuple[TrainState, Metrics]]:
+    """Make the jitted function that makes one training step.
+
+        gradient = d loss / d params,  scaled down to a norm of clip_norm if it is longer
+        params = params + optimizer(gradient)
+
+    It is a pure function of `(train_state, batch, key)`: scan it, or `vmap` it over seeds.
+
+    Args:
+        loss: `(params, batch, key) -> scalar`, or with a carry in the train state
+            `(params, carry, batch, key) -> (scalar, carry)`. A carry, such as a recurrent state,
+            passes from step to step, and no gradient passes through it.
+        optimizer: an optax optimizer.
+        clip_norm: the longest global gradient norm let through; None for any.
+
+    Returns:
+        A jitted function `(train_state, batch, key) -> (train_state, metrics)`; the first train
+        state comes from `init_train_state`.
+
+    Raises:
+        TypeError: if a setting is of the wrong kind; in a step, if the loss returns no scalar, or
+            a carry unlike the one it was given.
+        ValueError: if `clip_norm` is not above 0; in a step, if the carry's shape changes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn, optax
+        >>> optimizer = optax.sgd(0.5)
+        >>> step = jaxrnn.train_step(lambda params, batch, key: (params - batch) ** 2, optimizer)
+        >>> state = jaxrnn.init_train_state(jnp.array(1.0), optimizer)
+        >>> state, metrics = step(state, jnp.array(3.0), jax.random.key(0))
+        >>> float(state.params), float(metrics.loss), float(metrics.gradient_norm)
+        (3.0, 4.0, 4.0)
+    """
+    return jax.jit(_train_step(loss, optimizer, clip_norm))
+
+
+def init_train_state(
+    params: PyTree, optimizer: "optax.GradientTransformation", *, carry: PyTree = None
+) -> TrainState:
+    """Make the train state before the first step.
+
+    Args:
+        params: the parameters to begin with.
+        optimizer: the optimizer that will train them.
+        carry: what the loss carries from step to step; None if nothing.
+
+    Returns:
+        The train state, at step 0.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn, optax
+        >>> int(jaxrnn.init_train_state(jnp.zeros(3), optax.adam(1e-3)).step)
+        0
+    """
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry)
+
+
+def fit(
+    loss: Callable[..., Any],
+    params: PyTree,
+    optimizer: "optax.GradientTransformation",
+    batches: Callable[[PRNGKeyArray], PyTree] | PyTree,
+    *,
+    steps: int,
+    key: PRNGKeyArray,
+    carry: PyTree = None,
+    clip_norm: float | None = None,
+    report_every: int = 100,
+    on_report: Callable[[int, FitResult], None] | None = None,
+    progress: bool | None = None,
+) -> FitResult:
+    """Train parameters by gradient descent, many steps in one compiled loop between reports.
+
+    It replaces this loop, and gives the same whatever `report_every` is:
+
+        step = train_step(loss, optimizer, clip_norm=clip_norm)
+        state = init_train_state(params, optimizer, carry=carry)
+        for number in range(steps):
+            batch_key, loss_key = jax.random.split(jax.random.fold_in(key, number))
+            state, metrics = step(state, batches(batch_key), loss_key)
+
+    Args:
+        loss: `(params, batch, key) -> scalar`, or with a carry
+            `(params, carry, batch, key) -> (scalar, carry)`.
+        params: the parameters to begin with.
+        optimizer: an optax optimizer.
+        batches: a pure function of a key that makes a batch, such as a task of `jaxrnn.tasks`; or a
+            pytree of arrays whose first axis counts batches, which are taken in order, and again
+            from the first after the last.
+        steps: how many steps to train.
+        key: the random key that all randomness comes from.
+        carry: what the loss carries from step to step, such as a recurrent state.
+        clip_norm: the longest global gradient norm let through; None for any.
+        report_every: how many steps run on the device between reports. Progress is shown, and
+            `on_report` called, only then.
+        on_report: called with the number of steps done and the result so far.
+        progress: whether to show a progress bar, which needs tqdm. None shows one on a terminal
+            where tqdm is installed.
+
+    Returns:
+        The trained parameters, optimizer state and carry, with every step's loss and gradient norm
+        as arrays `(steps,)`.
+
+    Raises:
+        NonFiniteError: at the first step whose loss, gradient or update is not finite. That update
+            is not made, and what was reached before it is in the error's `result`.
+        TypeError: if a setting is of the wrong kind, or the loss no scalar, as in `train_step`.
+        ValueError: if a setting is out of range, or `batches` has no batch or uneven arrays.
+        ImportError: if `progress` is True and tqdm is not installed.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn, optax
+        >>> def loss(params, batch, key):
+        ...     return jnp.mean((params - batch) ** 2)
+        >>> result = jaxrnn.fit(
+        ...     loss, jnp.array(0.0), optax.sgd(0.1), lambda key: 3 + jax.random.normal(key, (64,)),
+        ...     steps=100, key=jax.random.key(0),
+        ... )
+        >>> result.losses.shape, abs(float(result.params) - 3) < 0.2
+        ((100,), True)
+    """
+    steps = _check.size("steps", steps)
+    report_every = min(steps, _check.size("report_every", report_every))
+    _check.key("key", key)
+    if on_report is not None:
+        _check.function("on_report", on_report)
+    num_batches = None if callable(batches) else _count_batches(batches)
+    step = _train_step(loss, optimizer, clip_norm)
+
+    # A while loop, so that one compiled program serves any number of steps up to report_every, and
+    # ends at once when there is nothing left to train.
+    @jax.jit
+    def run(state: TrainState, count: Array, keys: PRNGKeyArray, data: PyTree):
+        def go_on(loop):
+            done, _, _, finite = loop
+            return (done < count) & finite
+
+        def body(loop):
+            done, state, history, _ = loop
+            batch_key, loss_key = keys[done]
+            if num_batches is None:
+                batch = batches(batch_key)  # pyright: ignore[reportCallIssue]
+            else:
+                number = state.step % num_batches
+                batch = jax.tree.map(lambda array: _index(array, number), data)
+            new_state, metrics = step(state, batch, loss_key)
+            finite = _all_finite((metrics, new_state.params))
+            state = jax.tree.map(functools.partial(jnp.where, finite), new_state, state)
+            history = jax.tree.map(functools.partial(_set_index, done), history, metrics)
+            return done + 1, state, history, finite
+
+        start = jnp.zeros((), jnp.int32)
+        shapes = jax.eval_shape(body, (start, state, Metrics(*[jnp.zeros(1)] * 2), True))[2]
+        history = jax.tree.map(lambda leaf: jnp.zeros(report_every, leaf.dtype), shapes)
+        done, state, history, finite = lax.while_loop(
+            go_on, body, (start, state, history, jnp.array(True))
+        )
+        return done, state, history, finite
+
+    state = init_train_state(params, optimizer, carry=carry)
+    # Arrays, and none weakly typed, else the second call of `run` would compile it anew.
+    state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
+    data = () if num_batches is None else jax.tree.map(jnp.asarray, batches)
+    histories: list[Metrics] = []
+
+    def result() -> FitResult:
+        losses, norms = (np.concatenate(parts) for parts in zip(*histories, strict=True))
+        return FitResult(state.params, state.optimizer_state, state.carry, losses, norms)
+
+    with _progress_bar(steps, progress) as bar:
+        total = 0
+        while total < steps:
+            keys = _keys_of_steps(key, total, report_every)
+            count = min(report_every, steps - total)
+            done, state, history, finite = run(state, count, keys, data)
+            histories.append(Metrics(*(np.asarray(array)[: int(done)] for array in history)))
+            total += int(done)
+            bar.update(int(done))
+            bar.set_postfix(loss=f"{histories[-1].loss[-1]:.4g}")
+            if not finite:
+                raise NonFiniteError(_report_non_finite(total - 1, result()), result())
+            if on_report is not None:
+                on_report(total, result())
+    return result()
+
+
+# A program of its own, compiled once for all calls of `fit` rather than in each one's loop.
+@functools.partial(jax.jit, static_argnames="count")
+def _keys_of_steps(key: PRNGKeyArray, start: Array, count: int) -> PRNGKeyArray:
+    """Return the keys of `count` steps, `(count, 2)`: for each its batch's and its loss's."""
+    fold = jax.vmap(lambda step: jax.random.split(jax.random.fold_in(key, step)))
+    return fold(start + jnp.arange(count))
+
+
+def _index(array: Array, number: Array) -> Array:
+    return lax.dynamic_index_in_dim(array, number, keepdims=False)
+
+
+def _set_index(number: Array, array: Array, value: Array) -> Array:
+    return lax.dynamic_update_index_in_dim(array, value, number, axis=0)
+
+
+def _all_finite(tree: PyTree) -> Array:
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return functools.reduce(jnp.logical_and, (jnp.isfinite(leaf).all() for leaf in leaves))
+
+
+def _train_step(loss, optimizer, clip_norm):
+    import optax
+
+    _check.function("loss", loss)
+    if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
+        raise TypeError(f"optimizer: got {_check.describe(optimizer)}, wanted one of optax's")
+    if clip_norm is not None and _check.real("clip_norm", clip_norm, low=0.0) == 0.0:
+        raise ValueError("clip_norm: got 0, wanted more: nothing would be learnt")
+
+    def step(state: TrainState, batch: PyTree, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
+        def loss_and_carry(params):
+            if state.carry is None:
+                return _check.scalar("loss", loss(params, batch, key)), None
+            returned = loss(params, state.carry, batch, key)
+            if not isinstance(returned, tuple) or len(returned) != 2:
+                raise TypeError(
+                    f"loss: returned {_check.describe(returned)}, wanted (scalar, carry)"
+                )
+            value, carry = returned
+            _check.tree("carry", carry, state.carry, "like the one that the loss was given")
+            return _check.scalar("loss", value), carry
+
+        (value, carry), gradient = jax.value_and_grad(loss_and_carry, has_aux=True)(state.params)
+        norm = optax.tree.norm(gradient)
+        if clip_norm is not None:
+            scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
+            gradient = jax.tree.map(lambda leaf: (leaf * scale).astype(leaf.dtype), gradient)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, optimizer_state, carry), Metrics(value, norm)
+
+    return step
+
+
+def _count_batches(batches: PyTree) -> int:
+    leaves = jax.tree.leaves(batches)
+    if not leaves or not all(jnp.ndim(leaf) for leaf in leaves):
+        raise TypeError(
+            f"batches: got {_check.describe(batches)}, wanted a function of a key, or arrays whose "
+            "first axis counts batches"
+        )
+    lengths = {jnp.shape(leaf)[0] for leaf in leaves}
+    if len(lengths) > 1 or 0 in lengths:
+        raise ValueError(f"batches: got arrays of {sorted(lengths)} batches, wanted one number > 0")
+    return lengths.pop()
+
+
+def _report_non_finite(step: int, result: FitResult) -> str:
+    message = (
+        f"training stopped at step {step}: its loss is {result.losses[-1]:.6g} and its gradient "
+        f"norm {result.gradient_norms[-1]:.6g}"
+    )
+    if step > 0:
+        message += (
+            f", after a loss of {result.losses[-2]:.6g} and a gradient norm of "
+            f"{result.gradient_norms[-2]:.6g} the step before"
+        )
+    return message + (
+        ". The parameters from before that step are in this error's result.params. "
+        "Exploding gradients ask for clip_norm or a lower learning rate."
+    )
+
+
+class _NoBar:
+    """Stands in for a progress bar where none is shown."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def update(self, count: int) -> None:
+        pass
+
+    def set_postfix(self, **values: Any) -> None:
+        pass
+
+
+def _progress_bar(steps: int, progress: bool | None) -> Any:
+    if progress is not None and not _check.flag("progress", progress):
+        return _NoBar()
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        if progress:
+            raise ImportError("progress=True needs tqdm: pip install tqdm") from None
+        return _NoBar()
+    # tqdm takes `disable=None` as: show nothing where there is no terminal.
+    return tqdm(total=steps, unit="step", disable=None if progress is None else False)

@@ -1,0 +1,17 @@
+"""The cells, one a file."""
+
+from jaxrnn.cells._elman import ElmanParams, ElmanState, elman
+from jaxrnn.cells._gru import GRUParams, GRUState, gru
+from jaxrnn.cells._lstm import LSTMParams, LSTMState, lstm
+
+__all__ = [
+    "ElmanParams",
+    "ElmanState",
+    "GRUParams",
+    "GRUState",
+    "LSTMParams",
+    "LSTMState",
+    "elman",
+    "gru",
+    "lstm",
+]

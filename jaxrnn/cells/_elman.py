@@ -1,0 +1,109 @@
+"""The Elman network, also called the simple or vanilla recurrent network."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxrnn import _check, initializers
+from jaxrnn._cell import Cell, Gated
+from jaxrnn.initializers import Initializer
+
+
+class ElmanParams(NamedTuple):
+    """Weights of an Elman cell; `bias` is None without one."""
+
+    kernel: Float[Array, "I H"]
+    recurrent_kernel: Float[Array, "H H"]
+    bias: Float[Array, "H"] | None
+
+
+class ElmanState(NamedTuple):
+    """State of an Elman cell: its hidden state, which is also its output."""
+
+    hidden: Float[Array, "*batch H"]
+
+
+def elman(
+    hidden_size: int,
+    *,
+    activation: Callable[[Array], Array] = jnp.tanh,
+    use_bias: bool = True,
+    kernel_init: Initializer = initializers.glorot_uniform,
+    recurrent_init: Initializer = initializers.orthogonal(),
+) -> Cell[ElmanParams, ElmanState]:
+    """Elman cell: one activation of a weighted sum of input and hidden state.
+
+        hidden = activation(inputs @ kernel + hidden @ recurrent_kernel + bias)
+
+    Keras' `SimpleRNN` computes the same with the same weights. PyTorch's `RNN` stores transposed
+    kernels and adds a second bias, which does nothing that the first can't.
+
+    Args:
+        hidden_size: H, the number of units.
+        activation: any pointwise function, such as `jnp.tanh`, `jax.nn.relu`, `jax.nn.sigmoid`.
+        use_bias: whether to add a bias, zero at first.
+        kernel_init: initialiser of `kernel`, `(I, H)`.
+        recurrent_init: initialiser of `recurrent_kernel`, `(H, H)`.
+
+    Returns:
+        The cell; equal settings give the same object.
+
+    Raises:
+        TypeError: if a setting is of the wrong kind.
+        ValueError: if `hidden_size` is below 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> cell = jaxrnn.elman(64, use_bias=False)
+        >>> params = cell.init(jax.random.key(0), input_size=100)
+        >>> state, outputs = jaxrnn.unroll(cell, params, jnp.ones((5, 1, 100)))
+        >>> outputs.shape, state.hidden.shape
+        ((5, 1, 64), (1, 64))
+
+    References:
+        Elman, "Finding structure in time", Cognitive Science 14, 1990.
+    """
+    return _elman(
+        _check.size("hidden_size", hidden_size),
+        _check.function("activation", activation),
+        _check.flag("use_bias", use_bias),
+        _check.function("kernel_init", kernel_init),
+        _check.function("recurrent_init", recurrent_init),
+    )
+
+
+@functools.cache
+def _elman(
+    hidden_size: int,
+    activation: Callable[[Array], Array],
+    use_bias: bool,
+    kernel_init: Initializer,
+    recurrent_init: Initializer,
+) -> Cell[ElmanParams, ElmanState]:
+    def init(key, input_size, dtype):
+        kernel_key, recurrent_key = jax.random.split(key)
+        return ElmanParams(
+            initializers.draw(kernel_init, kernel_key, (input_size, hidden_size), dtype),
+            initializers.draw(recurrent_init, recurrent_key, (hidden_size, hidden_size), dtype),
+            jnp.zeros(hidden_size, dtype) if use_bias else None,
+        )
+
+    def initial_state(batch_shape, dtype):
+        return ElmanState(jnp.zeros((*batch_shape, hidden_size), dtype))
+
+    def project(params, inputs):
+        projected = inputs @ params.kernel
+        return projected + params.bias if use_bias else projected
+
+    def recur(params, state):
+        return state.hidden @ params.recurrent_kernel
+
+    def activate(params, state, projected, recurrent):
+        hidden = activation(projected + recurrent)
+        return ElmanState(hidden), hidden
+
+    return Cell(init, initial_state, Gated(project, recur, activate), name="elman")

@@ -1,0 +1,130 @@
+"""Long short-term memory, with a forget gate."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxrnn import _check, initializers
+from jaxrnn._cell import Cell, Gated
+from jaxrnn.initializers import Initializer
+
+
+class LSTMParams(NamedTuple):
+    """Weights of an LSTM cell, gates packed in the order i f g o; `bias` is None without one."""
+
+    kernel: Float[Array, "I 4*H"]
+    recurrent_kernel: Float[Array, "H 4*H"]
+    bias: Float[Array, "4*H"] | None
+
+
+class LSTMState(NamedTuple):
+    """State of an LSTM cell: the hidden state, which is also its output, and the cell state."""
+
+    hidden: Float[Array, "*batch H"]
+    cell: Float[Array, "*batch H"]
+
+
+def lstm(
+    hidden_size: int,
+    *,
+    forget_bias: float = 1.0,
+    use_bias: bool = True,
+    kernel_init: Initializer = initializers.glorot_uniform,
+    recurrent_init: Initializer = initializers.orthogonal(),
+) -> Cell[LSTMParams, LSTMState]:
+    """Long short-term memory: a cell state that gates write to, keep and read.
+
+        i, f, g, o = split(inputs @ kernel + hidden @ recurrent_kernel + bias)
+        cell = sigmoid(f) * cell + sigmoid(i) * tanh(g)
+        hidden = sigmoid(o) * tanh(cell)
+
+    Where the forget gate is open, `cell` is a sum, and its gradient passes through time unchanged:
+    this is what the LSTM was made for. Keras and PyTorch pack the gates in the same order. PyTorch
+    stores transposed kernels and a second bias, and starts its biases, the forget gate's too, near
+    zero. Flax keeps a kernel for each gate.
+
+    Args:
+        hidden_size: H, the number of units.
+        forget_bias: the forget gate's bias at the start; it is trained like the rest of `bias`.
+        use_bias: whether to add a bias, zero at first but for the forget gate's.
+        kernel_init: initialiser of each gate's `kernel`, `(I, H)`.
+        recurrent_init: initialiser of each gate's `recurrent_kernel`, `(H, H)`.
+
+    Returns:
+        The cell; equal settings give the same object.
+
+    Raises:
+        TypeError: if a setting is of the wrong kind.
+        ValueError: if `hidden_size` is below 1, or if there is no bias for a `forget_bias` other
+            than the default to go into.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> cell = jaxrnn.lstm(64)
+        >>> params = cell.init(jax.random.key(0), input_size=32)
+        >>> state, outputs = jaxrnn.unroll(cell, params, jnp.ones((5, 16, 32)))
+        >>> outputs.shape, state.hidden.shape, state.cell.shape
+        ((5, 16, 64), (16, 64), (16, 64))
+
+    References:
+        Hochreiter and Schmidhuber, "Long short-term memory", Neural Computation 9, 1997.
+        Gers, Schmidhuber and Cummins, "Learning to forget: continual prediction with LSTM", Neural
+        Computation 12, 2000, section 3 (the forget gate).
+        Jozefowicz, Zaremba and Sutskever, "An empirical exploration of recurrent network
+        architectures", 2015 (its bias of 1).
+    """
+    use_bias = _check.flag("use_bias", use_bias)
+    forget_bias = _check.real("forget_bias", forget_bias)
+    if not use_bias and forget_bias != 1.0:
+        raise ValueError(f"forget_bias: got {forget_bias} with use_bias=False, wanted a bias too")
+    return _lstm(
+        _check.size("hidden_size", hidden_size),
+        forget_bias,
+        use_bias,
+        _check.function("kernel_init", kernel_init),
+        _check.function("recurrent_init", recurrent_init),
+    )
+
+
+@functools.cache
+def _lstm(
+    hidden_size: int,
+    forget_bias: float,
+    use_bias: bool,
+    kernel_init: Initializer,
+    recurrent_init: Initializer,
+) -> Cell[LSTMParams, LSTMState]:
+    def init(key, input_size, dtype):
+        kernel_key, recurrent_key = jax.random.split(key)
+        forget = slice(hidden_size, 2 * hidden_size)
+        return LSTMParams(
+            initializers.draw(kernel_init, kernel_key, (input_size, hidden_size), dtype, gates=4),
+            initializers.draw(
+                recurrent_init, recurrent_key, (hidden_size, hidden_size), dtype, gates=4
+            ),
+            jnp.zeros(4 * hidden_size, dtype).at[forget].set(forget_bias) if use_bias else None,
+        )
+
+    def initial_state(batch_shape, dtype):
+        zeros = jnp.zeros((*batch_shape, hidden_size), dtype)
+        return LSTMState(zeros, zeros)
+
+    def project(params, inputs):
+        projected = inputs @ params.kernel
+        # One array for each gate: XLA vectorises the pointwise part badly when it has to split an
+        # input of the loop inside it.
+        return jnp.split(projected + params.bias if use_bias else projected, 4, axis=-1)
+
+    def recur(params, state):
+        return jnp.split(state.hidden @ params.recurrent_kernel, 4, axis=-1)
+
+    def activate(params, state, projected, recurrent):
+        i, f, g, o = (p + r for p, r in zip(projected, recurrent, strict=True))
+        cell = jax.nn.sigmoid(f) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+        hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
+        return LSTMState(hidden, cell), hidden
+
+    return Cell(init, initial_state, Gated(project, recur, activate), name="lstm")

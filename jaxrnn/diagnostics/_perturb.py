@@ -1,0 +1,129 @@
+"""A cell's step with a hook on its new state, found in the step's own jaxpr.
+
+The total derivative with respect to a state needs every path that leaves it: into the next step,
+and into this step's own output. Outputs are computed from the new state inside `step`, so the state
+has to be disturbed there, at the place where it is made.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend import core as jex_core
+from jaxtyping import Array, PyTree
+
+# Calls that only wrap other equations, under all the names that JAX's releases give them.
+_WRAPPERS = {"pjit", "jit", "closed_call", "core_call", "checkpoint", "remat2"}
+
+
+def perturb_state(step: Callable[..., Any], part: int) -> Callable[..., Any]:
+    """Return a step that takes, last, an array to add to the new state where it is made.
+
+    Args:
+        step: `(params, state, inputs) -> (state, output)`.
+        part: which leaf of the new state to disturb.
+
+    Returns:
+        `(params, state, inputs, perturbation) -> (state, output)`. All that `step` computes from
+        that part of the new state, be it the output or another part, is computed from the disturbed
+        one. It raises a ValueError where these paths can't be seen, as inside of a `lax.cond`.
+    """
+
+    def perturbed(params: PyTree, state: PyTree, inputs: PyTree, perturbation: Array):
+        closed, shapes = jax.make_jaxpr(step, return_shape=True)(params, state, inputs)
+        arguments = jax.tree.leaves((params, state, inputs))
+        outputs = _evaluate(closed.jaxpr, closed.consts, arguments, part, perturbation)
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return perturbed
+
+
+def _evaluate(jaxpr: Any, consts: Any, args: list, index: int, addition: Array) -> list:
+    """Evaluate a jaxpr, adding to its output `index` as soon as that has its value."""
+    target = _origin(jaxpr, jaxpr.outvars[index])
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+    disturbed = False
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, jex_core.Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        operands = [read(atom) for atom in equation.invars]
+        place = _find(target, equation.outvars)
+        if place is None:
+            results = _evaluate_one(jaxpr, equation, operands)
+        elif equation.primitive.name in _WRAPPERS:
+            # Go inside, as what depends on the new state may be in there with it.
+            inner, inner_consts = _inner(equation)
+            results = _evaluate(inner, inner_consts, operands, place, addition)
+            disturbed = True
+        else:
+            _check_visible(jaxpr, equation, target)
+            results = _evaluate_one(jaxpr, equation, operands)
+            results[place] = lax.add(results[place], addition)
+            disturbed = True
+        values.update(zip(equation.outvars, results, strict=True))
+
+    outputs = [read(atom) for atom in jaxpr.outvars]
+    if not disturbed:
+        # An input that is passed on as the new state is disturbed when it leaves, not when it
+        # enters: as an input it is still the old state.
+        outputs[index] = lax.add(outputs[index], addition)
+    return outputs
+
+
+def _origin(jaxpr: Any, variable: Any) -> Any:
+    """Return the variable whose value a variable has, where wrappers only pass it through."""
+    for equation in jaxpr.eqns:
+        place = _find(variable, equation.outvars)
+        if place is not None and equation.primitive.name in _WRAPPERS:
+            inner, _ = _inner(equation)
+            entry = _find(_origin(inner, inner.outvars[place]), inner.invars)
+            if entry is not None:
+                return _origin(jaxpr, equation.invars[entry])
+    return variable
+
+
+def _find(variable: Any, variables: Any) -> int | None:
+    return next((place for place, other in enumerate(variables) if other is variable), None)
+
+
+def _inner(equation: Any) -> tuple[Any, Any]:
+    """Return the jaxpr that a wrapper holds, and its constants: some are closed and some open."""
+    inner = equation.params["jaxpr"]
+    return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+
+
+def _check_visible(jaxpr: Any, equation: Any, target: Any) -> None:
+    """Raise if an equation makes the new state together with what may be computed from it."""
+    inner = (jex_core.Jaxpr, jex_core.ClosedJaxpr)
+    if not any(isinstance(leaf, inner) for leaf in jax.tree.leaves(list(equation.params.values()))):
+        return
+    read = [*jaxpr.outvars, *(atom for other in jaxpr.eqns for atom in other.invars)]
+    others = [variable for variable in equation.outvars if variable is not target]
+    if any(_find(variable, read) is not None for variable in others):
+        raise ValueError(
+            f"cell: got a step that makes its new state in a `{equation.primitive.name}` together "
+            "with other results, wanted these outside of it: inside, what is computed from the "
+            "new state can't be told from what is not"
+        )
+
+
+def _evaluate_one(jaxpr: Any, equation: Any, operands: list) -> list:
+    """Evaluate one equation, as a jaxpr of its own: JAX's public way to do that."""
+    known = {
+        atom: value
+        for atom, value in zip(equation.invars, operands, strict=True)
+        if not isinstance(atom, jex_core.Literal)
+    }
+    alone = jaxpr.replace(
+        constvars=[],
+        invars=list(known),
+        outvars=equation.outvars,
+        eqns=[equation],
+        debug_info=jaxpr.debug_info._replace(
+            arg_names=("",) * len(known), result_paths=("",) * len(equation.outvars)
+        ),
+    )
+    return list(jex_core.jaxpr_as_fun(jex_core.ClosedJaxpr(alone, []))(*known.values()))

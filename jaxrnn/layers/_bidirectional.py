@@ -1,0 +1,86 @@
+"""Bidirectional: one cell runs forwards, another backwards."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxrnn import _check
+from jaxrnn._cell import Cell
+from jaxrnn.layers._layer import Layer
+from jaxrnn.layers._rnn import rnn
+
+
+def bidirectional(
+    forward: Cell,
+    backward: Cell | None = None,
+    *,
+    return_sequences: bool = True,
+    engine: Any = None,
+) -> Layer:
+    """Bidirectional layer: outputs of a forward and of a backward pass, side by side.
+
+        outputs[t] = concatenate(forwards[t], backwards[t])
+
+    The backward pass starts at the end of the inputs, so this layer needs a whole sequence: fed in
+    windows it returns something else. Weights are not shared between the directions.
+
+    Args:
+        forward: the cell that runs from the first step to the last.
+        backward: the cell that runs from the last to the first; by default the same kind.
+        return_sequences: whether to return every step's output, or only the last output that each
+            direction computed, as Keras does.
+        engine: how to run both; None chooses.
+
+    Returns:
+        A layer from `(T, *batch, I)` to `(T, *batch, 2 * H)`, or to `(*batch, 2 * H)`. Its params
+        and its state are pairs `(forward, backward)`.
+
+    Raises:
+        TypeError: if a setting is of the wrong kind; in `apply` as `unroll` does.
+        ValueError: in `apply` as `unroll` does.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> layer = jaxrnn.bidirectional(jaxrnn.gru(64))
+        >>> params = layer.init(jax.random.key(0), 32)
+        >>> state, outputs = layer.apply(params, None, jnp.ones((5, 16, 32)))
+        >>> outputs.shape
+        (5, 16, 128)
+
+    References:
+        Schuster and Paliwal, "Bidirectional recurrent neural networks", IEEE Transactions on Signal
+        Processing 45, 1997.
+    """
+    settings = {"return_sequences": return_sequences, "engine": engine}
+    directions = (
+        rnn(forward, **settings),
+        rnn(forward if backward is None else backward, reverse=True, **settings),
+    )
+
+    def init(key, input_size: int, *, dtype: Any = jnp.float32):
+        keys = jax.random.split(_check.key("key", key))
+        return tuple(
+            direction.init(k, input_size, dtype=dtype)
+            for direction, k in zip(directions, keys, strict=True)
+        )
+
+    def initial_state(batch_shape: tuple[int, ...] = (), *, dtype: Any = jnp.float32):
+        return tuple(direction.initial_state(batch_shape, dtype=dtype) for direction in directions)
+
+    def apply(
+        params: Any, state: Any, inputs: Float[Array, "T *batch I"], *, key=None
+    ) -> tuple[Any, Float[Array, "..."]]:
+        _check.entries("params", params, 2)
+        if state is None:
+            state = (None, None)
+        _check.entries("state", state, 2)
+        runs = [
+            direction.apply(p, s, inputs)
+            for direction, p, s in zip(directions, params, state, strict=True)
+        ]
+        (forward_state, forwards), (backward_state, backwards) = runs
+        return (forward_state, backward_state), jnp.concatenate([forwards, backwards], axis=-1)
+
+    return Layer(init, initial_state, apply, name=f"bidirectional({forward.name})")

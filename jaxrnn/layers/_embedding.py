@@ -1,0 +1,74 @@
+"""Embedding: integers to vectors."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxrnn import _check, initializers
+from jaxrnn.initializers import Initializer
+from jaxrnn.layers._layer import Layer, no_state
+
+_unit_rows: Initializer = jax.nn.initializers.variance_scaling(1.0, "fan_out", "normal")
+
+
+def embedding(
+    num_embeddings: int, features: int, *, embedding_init: Initializer = _unit_rows
+) -> Layer:
+    """Embedding layer: looks up a row of a table for each integer.
+
+        outputs[t] = table[inputs[t]]
+
+    Args:
+        num_embeddings: the number of rows, such as words in the vocabulary.
+        features: the length of a row.
+        embedding_init: initialiser of the table, `(num_embeddings, features)`; by default normal
+            with rows of norm 1 on average.
+
+    Returns:
+        A layer from integers `(T, *batch)` to `(T, *batch, features)`; its params are the table.
+
+    Raises:
+        TypeError: in the constructor on a setting of the wrong kind; in `apply` on inputs that are
+            not integers, or a table that is not floating.
+        ValueError: in `apply` on a table of another shape, or an index that is not in it. Within
+            `jit` no value can be looked at: there the row of such an index is NaN, rather than a
+            wrong one.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> layer = jaxrnn.embedding(5, 100)
+        >>> table = layer.init(jax.random.key(0))
+        >>> state, outputs = layer.apply(table, None, jnp.arange(5))
+        >>> outputs.shape
+        (5, 100)
+    """
+    num_embeddings = _check.size("num_embeddings", num_embeddings)
+    features = _check.size("features", features)
+    embedding_init = _check.function("embedding_init", embedding_init)
+
+    def init(key, input_size: int | None = None, *, dtype: Any = jnp.float32):
+        if input_size is not None:
+            raise ValueError(
+                f"input_size: got {input_size}, wanted None: an embedding's inputs are integers"
+            )
+        dtype = _check.float_dtype("dtype", dtype)
+        key = _check.key("key", key)
+        return initializers.draw(embedding_init, key, (num_embeddings, features), dtype)
+
+    def apply(
+        params: Float[Array, "N F"], state: Any, inputs: Int[Array, "T *batch"], *, key=None
+    ) -> tuple[Any, Float[Array, "T *batch F"]]:
+        _check.integers("inputs", inputs, low=0, high=num_embeddings - 1)
+        _check.array("params", params, min_ndim=0, axes="(num_embeddings, features)")
+        if params.shape != (num_embeddings, features):
+            raise ValueError(
+                f"params: got {_check.describe(params)}, wanted a table of shape "
+                f"{(num_embeddings, features)}"
+            )
+        rows = jnp.take(params, inputs, axis=0, mode="fill", fill_value=jnp.nan)
+        # `take` counts negative indices from the end.
+        return (), jnp.where(inputs[..., None] < 0, jnp.nan, rows)
+
+    return Layer(init, no_state, apply, name=f"embedding({num_embeddings}, {features})")

@@ -1,0 +1,50 @@
+"""The layer: what turns one sequence into another."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layer:
+    """A frozen record of three pure functions from sequence to sequence.
+
+    As a layer takes a state and returns one, a sequence may come in windows of any length: carry
+    the state from one window to the next and the outputs are those of the whole sequence.
+
+    Attributes:
+        init: `(key, input_size=None, *, dtype=float32) -> params`. `input_size` is the number of
+            features of the inputs, and None where these are integers without features.
+        initial_state: `(batch_shape=(), *, dtype=float32) -> state`, `()` for layers without one.
+        apply: `(params, state, inputs, *, key=None) -> (state, outputs)`, time-major. A state of
+            None is the initial one. With a key the layer trains, and draws what it needs at random;
+            without, it evaluates.
+        name: what error messages call the layer.
+
+    Example:
+        A layer that doubles its inputs:
+
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> double = jaxrnn.Layer(
+        ...     init=lambda key, input_size=None, *, dtype=jnp.float32: (),
+        ...     initial_state=lambda batch_shape=(), *, dtype=jnp.float32: (),
+        ...     apply=lambda params, state, inputs, *, key=None: (state, 2 * inputs),
+        ... )
+        >>> state, outputs = jaxrnn.serial(double, double).apply(((), ()), None, jnp.ones((3, 1)))
+        >>> outputs.ravel()
+        Array([4., 4., 4.], dtype=float32)
+    """
+
+    init: Callable[..., Any]
+    initial_state: Callable[..., Any]
+    apply: Callable[..., tuple[Any, Any]]
+    name: str = "layer"
+
+    def __repr__(self) -> str:
+        return f"Layer({self.name})"
+
+
+def no_state(batch_shape: tuple[int, ...] = (), *, dtype: Any = None) -> tuple[()]:
+    """The `initial_state` of a layer that carries nothing."""
+    del batch_shape, dtype
+    return ()

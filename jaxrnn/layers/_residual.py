@@ -1,0 +1,52 @@
+"""Residual: a layer's outputs are added to its inputs."""
+
+import dataclasses
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from jaxrnn import _check
+from jaxrnn.layers._layer import Layer
+
+
+def residual(layer: Layer) -> Layer:
+    """Residual layer: what another layer computes is added to its inputs.
+
+        outputs = inputs + layer(inputs)
+
+    Args:
+        layer: a layer whose outputs have the shape of its inputs; params and state are its own.
+
+    Returns:
+        A layer from `(T, *batch, I)` to the same shape.
+
+    Raises:
+        TypeError: if `layer` is not a Layer.
+        ValueError: in `apply`, if the outputs' shape is not that of the inputs.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> layer = jaxrnn.residual(jaxrnn.rnn(jaxrnn.gru(32)))
+        >>> params = layer.init(jax.random.key(0), 32)
+        >>> state, outputs = layer.apply(params, None, jnp.ones((5, 32)))
+        >>> outputs.shape
+        (5, 32)
+
+    References:
+        He et al., "Deep residual learning for image recognition", 2016, equation 1.
+    """
+    if not isinstance(layer, Layer):
+        raise TypeError(f"layer: got {_check.describe(layer)}, wanted a jaxrnn.Layer")
+
+    def apply(
+        params: Any, state: Any, inputs: Float[Array, "T *batch I"], *, key=None
+    ) -> tuple[Any, Float[Array, "T *batch I"]]:
+        state, outputs = layer.apply(params, state, inputs, key=key)
+        if outputs.shape != inputs.shape:
+            raise ValueError(
+                f"inputs: got {_check.describe(inputs)}, wanted the shape {outputs.shape} of "
+                f"{layer.name}'s outputs, as these are added to them"
+            )
+        return state, inputs + outputs
+
+    return dataclasses.replace(layer, apply=apply, name=f"residual({layer.name})")

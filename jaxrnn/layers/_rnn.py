@@ -1,0 +1,58 @@
+"""Rnn: a cell unrolled, as a layer."""
+
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from jaxrnn import _check
+from jaxrnn._cell import Cell
+from jaxrnn._unroll import unroll
+from jaxrnn.layers._layer import Layer
+
+
+def rnn(
+    cell: Cell, *, reverse: bool = False, return_sequences: bool = True, engine: Any = None
+) -> Layer:
+    """Recurrent layer: a cell unrolled over the sequence.
+
+    Args:
+        cell: the cell; the layer's params and state are the cell's.
+        reverse: whether to run from the last step to the first. Such a layer can't stream.
+        return_sequences: whether to return every step's output, or only that of the step which was
+            run last.
+        engine: how to run it; None chooses.
+
+    Returns:
+        A layer from `(T, *batch, I)` to `(T, *batch, H)`, or to `(*batch, H)` for the last alone.
+
+    Raises:
+        TypeError: if a setting is of the wrong kind; in `apply` as `unroll` does.
+        ValueError: in `apply` as `unroll` does, and if the last output of no step is wanted.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> layer = jaxrnn.rnn(jaxrnn.elman(64), return_sequences=False)
+        >>> params = layer.init(jax.random.key(0), 100)
+        >>> state, outputs = layer.apply(params, None, jnp.ones((5, 1, 100)))
+        >>> outputs.shape
+        (1, 64)
+    """
+    if not isinstance(cell, Cell):
+        raise TypeError(f"cell: got {_check.describe(cell)}, wanted a jaxrnn.Cell")
+    reverse = _check.flag("reverse", reverse)
+    return_sequences = _check.flag("return_sequences", return_sequences)
+
+    def apply(
+        params: Any, state: Any, inputs: Float[Array, "T *batch I"], *, key=None
+    ) -> tuple[Any, Float[Array, "..."]]:
+        state, outputs = unroll(cell, params, inputs, state, reverse=reverse, engine=engine)
+        return state, outputs if return_sequences else last_output(outputs, reverse=reverse)
+
+    return Layer(cell.init, cell.initial_state, apply, name=f"rnn({cell.name})")
+
+
+def last_output(outputs: Float[Array, "T ..."], *, reverse: bool) -> Float[Array, "..."]:
+    """Return the output of the step that was run last."""
+    if outputs.shape[0] == 0:
+        raise ValueError("inputs: got 0 steps, wanted at least 1, as only the last is returned")
+    return outputs[0 if reverse else -1]

@@ -1,0 +1,99 @@
+"""Serial: layers in a row."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree, Shaped
+
+from jaxrnn import _check
+from jaxrnn.layers._layer import Layer
+
+
+def serial(*layers: Layer) -> Layer:
+    """Serial layer: each layer's outputs are the next one's inputs.
+
+    Args:
+        *layers: the layers, first to last.
+
+    Returns:
+        A layer whose params and state are tuples with one entry for each of `layers`. A key given
+        to `apply` is split among them.
+
+    Raises:
+        TypeError: if one of `layers` is not a Layer, or none is given.
+        ValueError: in `init` and `apply`, whatever a layer raises; a note says which one.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> model = jaxrnn.serial(
+        ...     jaxrnn.embedding(50, 16), jaxrnn.rnn(jaxrnn.lstm(32)), jaxrnn.dense(50)
+        ... )
+        >>> params = model.init(jax.random.key(0))
+        >>> text = jnp.zeros((100, 8), jnp.int32)
+        >>> state, logits = model.apply(params, None, text)
+        >>> state, more = model.apply(params, state, text)      # goes on where it stopped
+        >>> logits.shape
+        (100, 8, 50)
+    """
+    if not layers:
+        raise TypeError("layers: got none, wanted at least one jaxrnn.Layer")
+    for number, layer in enumerate(layers):
+        if not isinstance(layer, Layer):
+            raise TypeError(f"layers[{number}]: got {_check.describe(layer)}, wanted a Layer")
+
+    def init(key, input_size: int | None = None, *, dtype: Any = jnp.float32) -> tuple[Any, ...]:
+        params = []
+        for number, key_of_layer in enumerate(
+            jax.random.split(_check.key("key", key), len(layers))
+        ):
+            layer = layers[number]
+            with _named(number, layer):
+                params.append(layer.init(key_of_layer, input_size, dtype=dtype))
+                input_size = _output_size(layer, params[-1], input_size, dtype)
+        return tuple(params)
+
+    def initial_state(batch_shape: tuple[int, ...] = (), *, dtype: Any = jnp.float32):
+        return tuple(layer.initial_state(batch_shape, dtype=dtype) for layer in layers)
+
+    def apply(
+        params: Any, state: Any, inputs: Shaped[Array, "T *batch"], *, key=None
+    ) -> tuple[Any, Shaped[Array, "..."]]:
+        states = (None,) * len(layers) if state is None else state
+        _check.entries("params", params, len(layers))
+        _check.entries("state", states, len(layers))
+        keys: Any = [None] * len(layers)
+        if key is not None:
+            keys = jax.random.split(_check.key("key", key), len(layers))
+        new_states = []
+        for number, layer in enumerate(layers):
+            with _named(number, layer):
+                new_state, inputs = layer.apply(
+                    params[number], states[number], inputs, key=keys[number]
+                )
+            new_states.append(new_state)
+        return tuple(new_states), inputs
+
+    return Layer(init, initial_state, apply, name=f"serial({len(layers)} layers)")
+
+
+def _output_size(layer: Layer, params: PyTree, input_size: int | None, dtype: Any) -> int:
+    """Ask a layer how many features its outputs have, by running it abstractly on one step."""
+    one_step = (
+        jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        if input_size is None
+        else jax.ShapeDtypeStruct((1, 1, input_size), dtype)
+    )
+    _, outputs = jax.eval_shape(lambda p, x: layer.apply(p, None, x), params, one_step)
+    return outputs.shape[-1]
+
+
+@contextlib.contextmanager
+def _named(number: int, layer: Layer) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        error.add_note(f"in layer {number} of serial: {layer.name}")
+        raise

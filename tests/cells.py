@@ -1,0 +1,171 @@
+"""The table of cells: one row each, and every engine, wrapper and diagnostic is tested on it.
+
+A row holds the cell as the library has it, and one step of its equations in NumPy, written again
+from the papers. The NumPy steps work on complex numbers too, so that the complex step gives their
+derivatives to the last digit.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrnn
+
+
+class Row(NamedTuple):
+    """A cell, and its step in NumPy: `(params, state, x) -> (state, output)`, state a tuple.
+
+    A variant differs from another row in a setting only; the tests that take long to compile run
+    on variants when slow tests are asked for.
+    """
+
+    name: str
+    make: Callable[[int], jaxrnn.Cell]
+    numpy_step: Callable[[Any, tuple, np.ndarray], tuple[tuple, np.ndarray]]
+    variant: bool = False
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def numpy_elman(activation):
+    def step(params, state, x):
+        (h,) = state
+        total = x @ params.kernel + h @ params.recurrent_kernel
+        h = activation(total if params.bias is None else total + params.bias)
+        return (h,), h
+
+    return step
+
+
+def numpy_lstm(params, state, x):
+    h, c = state
+    total = x @ params.kernel + h @ params.recurrent_kernel
+    i, f, g, o = np.split(total if params.bias is None else total + params.bias, 4, axis=-1)
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    h = sigmoid(o) * np.tanh(c)
+    return (h, c), h
+
+
+def numpy_gru_reset_after(params, state, x):
+    (h,) = state
+    wr, wz, wn = np.split(params.kernel, 3, axis=-1)
+    ur, uz, un = np.split(params.recurrent_kernel, 3, axis=-1)
+    br, bz, bn = np.split(params.bias, 3)
+    cr, cz, cn = np.split(params.recurrent_bias, 3)
+    r = sigmoid(x @ wr + br + h @ ur + cr)
+    z = sigmoid(x @ wz + bz + h @ uz + cz)
+    n = np.tanh(x @ wn + bn + r * (h @ un + cn))
+    h = (1 - z) * n + z * h
+    return (h,), h
+
+
+def numpy_gru_reset_before(params, state, x):
+    (h,) = state
+    wr, wz, wn = np.split(params.kernel, 3, axis=-1)
+    ur, uz, un = np.split(params.recurrent_kernel, 3, axis=-1)
+    br, bz, bn = np.split(params.bias, 3)
+    r = sigmoid(x @ wr + br + h @ ur)
+    z = sigmoid(x @ wz + bz + h @ uz)
+    n = np.tanh(x @ wn + bn + (r * h) @ un)
+    h = (1 - z) * n + z * h
+    return (h,), h
+
+
+CELLS = [
+    Row("elman", jaxrnn.elman, numpy_elman(np.tanh)),
+    Row(
+        "elman_no_bias",
+        lambda size: jaxrnn.elman(size, use_bias=False),
+        numpy_elman(np.tanh),
+        variant=True,
+    ),
+    Row(
+        "elman_relu",
+        lambda size: jaxrnn.elman(size, activation=jax.nn.relu),
+        numpy_elman(lambda x: np.where(x.real > 0, x, 0)),
+        variant=True,
+    ),
+    Row(
+        "elman_logistic",
+        lambda size: jaxrnn.elman(size, activation=jax.nn.sigmoid),
+        numpy_elman(sigmoid),
+        variant=True,
+    ),
+    Row(
+        "elman_identity",
+        lambda size: jaxrnn.elman(size, activation=jax.nn.identity),
+        numpy_elman(lambda x: x),
+        variant=True,
+    ),
+    Row("lstm", jaxrnn.lstm, numpy_lstm),
+    Row(
+        "lstm_no_bias",
+        lambda size: jaxrnn.lstm(size, use_bias=False),
+        numpy_lstm,
+        variant=True,
+    ),
+    Row("gru", jaxrnn.gru, numpy_gru_reset_after),
+    Row(
+        "gru_reset_before",
+        lambda size: jaxrnn.gru(size, reset_after=False),
+        numpy_gru_reset_before,
+    ),
+]
+
+# For tests that take long to compile.
+DEEP = [
+    pytest.param(row, id=row.name, marks=[pytest.mark.slow] if row.variant else []) for row in CELLS
+]
+
+
+def randomised(params: Any, key: jax.Array) -> Any:
+    """Replace every parameter, zero biases too, by noise, so that no term can hide."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(
+        treedef,
+        [
+            0.5 * jax.random.normal(k, leaf.shape, leaf.dtype)
+            for k, leaf in zip(keys, leaves, strict=True)
+        ],
+    )
+
+
+def problem(cell: jaxrnn.Cell, *, length=6, batch=(2,), features=3, dtype=jnp.float32, seed=0):
+    """Return random params, inputs and state for a cell."""
+    keys = jax.random.split(jax.random.key(seed), 4)
+    params = randomised(cell.init(keys[0], features, dtype=dtype), keys[1])
+    inputs = jax.random.normal(keys[2], (length, *batch, features), dtype)
+    state = randomised(cell.initial_state(batch, dtype=dtype), keys[3])
+    return params, inputs, state
+
+
+def numpy_unroll(row: Row, params: Any, inputs: Any, state: Any) -> tuple[tuple, np.ndarray]:
+    """Run the row's NumPy step over a sequence."""
+    state, outputs = tuple(state), []
+    for x in inputs:
+        state, output = row.numpy_step(params, state, x)
+        outputs.append(output)
+    return state, np.stack(outputs)
+
+
+def complex_step_gradient(function: Callable[..., Any], tree: Any) -> Any:
+    """Gradient of a NumPy function of a pytree, exact to rounding: im f(x + ih) / h."""
+    tiny = 1e-30
+    leaves, treedef = jax.tree.flatten(tree)
+    gradients = []
+    for number, leaf in enumerate(leaves):
+        gradient = np.zeros(leaf.shape)
+        for index in np.ndindex(leaf.shape):
+            disturbed = leaf.astype(complex)
+            disturbed[index] += 1j * tiny
+            arguments = [*leaves[:number], disturbed, *leaves[number + 1 :]]
+            gradient[index] = function(jax.tree.unflatten(treedef, arguments)).imag / tiny
+        gradients.append(gradient)
+    return jax.tree.unflatten(treedef, gradients)

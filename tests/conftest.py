@@ -1,0 +1,33 @@
+import jax
+import pytest
+
+from tests.cells import CELLS
+
+_compilations = 0
+
+
+def _count(event: str, duration_secs: float, **_) -> None:
+    global _compilations
+    _compilations += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+@pytest.fixture(params=CELLS, ids=lambda row: row.name)
+def row(request):
+    """Each row of the table of cells in turn."""
+    return request.param
+
+
+@pytest.fixture
+def compilations():
+    """Return a function that says how many programs XLA has compiled so far."""
+    return lambda: _compilations
+
+
+def pytest_collection_modifyitems(items):
+    if jax.default_backend() != "gpu":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))

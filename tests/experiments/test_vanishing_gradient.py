@@ -1,0 +1,187 @@
+import csv
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrnn
+from experiments import vanishing_gradient
+from experiments.vanishing_gradient import (
+    bound_back,
+    horizon,
+    horizon_text,
+    init,
+    make_models,
+    make_norms_back,
+    split,
+    windows_before,
+)
+
+TEXT = "the quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 100
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder that the quick experiment writes, on a text of its own."""
+    folder = tmp_path_factory.mktemp("vanishing_gradient")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    vanishing_gradient.main(
+        ["--quick", "--out", str(folder), "--text", str(folder / "text.txt"), "--seed", "1"]
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def curves(run):
+    """Gradient and bound at each step back, for each cell and each time of measuring."""
+    curves = {}
+    with (run / "vanishing_gradient_curves.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            curve = curves.setdefault((row["cell"], row["when"]), ([], []))
+            curve[0].append(float(row["gradient"]))
+            curve[1].append(float(row["bound"] or "nan"))
+    return {name: np.array(curve) for name, curve in curves.items()}
+
+
+def brute_force_horizon(norms):
+    steps = 0
+    while steps + 1 < len(norms) and norms[steps + 1] >= 0.01 * norms[0]:
+        steps += 1
+    return steps
+
+
+@pytest.mark.parametrize(
+    "norms",
+    [
+        0.5 ** np.arange(100),
+        np.ones(100),
+        2.0 ** np.arange(100),
+        [1, 0, 1],  # back above the level after a gap
+        [3.0, 0.03, 0.029],
+        [1.0],
+        np.exp(np.random.default_rng(0).normal(-2, 1.5, 100)),
+    ],
+)
+def test_horizon_is_its_definition(norms):
+    assert horizon(np.array(norms)) == brute_force_horizon(norms)
+
+
+def test_horizon_says_where_the_start_is_reached():
+    assert horizon_text(np.ones(500)) == ">= 499"
+    assert horizon_text(0.5 ** np.arange(500)) == "6"
+    assert horizon_text(np.array([1.0, np.inf, np.nan])) == ">= 2"
+
+
+def test_windows_of_every_length_share_their_ends():
+    text = jnp.arange(100)
+    np.testing.assert_array_equal(
+        windows_before(text, jnp.array([9, 50]), 2), [[7, 48], [8, 49], [9, 50]]
+    )
+    assert windows_before(text, jnp.full((4, 3), 60), 50).shape == (4, 51, 3)
+
+
+def test_norms_are_those_of_a_loop_over_steps():
+    """Differentiates the rest of the sequence alone, from each hidden state in turn."""
+    model = make_models(8, 5)[1]
+    params = init(model, jax.random.key(0))
+    windows = jax.random.randint(jax.random.key(1), (7, 1), 0, 5)
+    table, cell, dense = params
+
+    def loss_from(hidden, t):
+        for symbol in windows[t + 1 : -1, 0]:
+            hidden = jnp.tanh(table[symbol] @ cell.kernel + hidden @ cell.recurrent_kernel)
+        return -jax.nn.log_softmax(hidden @ dense.kernel + dense.bias)[windows[-1, 0]]
+
+    _, states = jaxrnn.unroll(model.cell, cell, table[windows[:-1, 0]])
+    expected = [jnp.linalg.norm(jax.grad(loss_from)(states[t], t)) for t in range(6)]
+    norms = make_norms_back(model)(params, windows)
+    np.testing.assert_allclose(norms[::-1, 0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("number", range(4))
+def test_no_window_exceeds_its_bound(number, scale):
+    model = make_models(16, 5)[number]
+    table, cell, dense = init(model, jax.random.key(0))
+    kernel = scale * jax.random.normal(jax.random.key(1), (16, 16)) / 4
+    params = table, cell._replace(recurrent_kernel=kernel), dense
+    windows = jax.random.randint(jax.random.key(2), (21, 8), 0, 5)
+    norms = np.asarray(make_norms_back(model)(params, windows), np.float64)
+    factor = model.gamma * np.sqrt(np.linalg.eigvalsh(np.asarray(kernel.T @ kernel)).max())
+    bound = bound_back(model, params, 20)
+    assert bound is not None
+    np.testing.assert_allclose(bound, factor ** np.arange(20), rtol=1e-4)
+    # Each step may round up by a few units in the last place.
+    assert np.all(norms <= norms[0] * bound[:, None] * (1 + 1e-5))
+
+
+def test_gated_cells_have_no_bound():
+    for model in make_models(4, 5)[4:]:
+        assert bound_back(model, None, 3) is None
+
+
+@pytest.mark.slow
+def test_bound_holds_before_and_after_training(curves):
+    for when in ["initial", "trained"]:
+        norms, bound = curves["logistic", when]
+        assert np.all(norms <= bound * (1 + 1e-4)), when
+
+
+@pytest.mark.slow
+def test_logistic_dies_first(curves):
+    for when in ["initial", "trained"]:
+        horizons = {cell: horizon(norms) for (cell, w), (norms, _) in curves.items() if w == when}
+        assert horizons["logistic"] == min(horizons.values()) < 10
+
+
+@pytest.mark.slow
+def test_an_open_gate_carries_on():
+    models = {model.name: model for model in make_models(32, 5)}
+    windows = jax.random.randint(jax.random.key(2), (201, 8), 0, 5)
+    horizons = {}
+    for name in ["relu", "tanh", "identity", "lstm", "lstm_open"]:
+        params = init(models[name], jax.random.key(0))
+        horizons[name] = horizon(np.asarray(make_norms_back(models[name])(params, windows)).mean(1))
+    assert horizons["relu"] < horizons["tanh"] < horizons["identity"] == 199
+    assert horizons["lstm"] < horizons["lstm_open"]
+
+
+@pytest.mark.slow
+def test_table_agrees_with_the_curves(run, curves):
+    with (run / "vanishing_gradient.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(curves) == 4
+    for row, key in zip(
+        rows,
+        [(c, w) for c in dict.fromkeys(c for c, _ in curves) for w in ("initial", "trained")],
+        strict=True,
+    ):
+        norms, _ = curves[key]
+        assert row["horizon"] == horizon_text(norms)
+        assert float(row["gradient 100 back"]) == norms[100]
+        assert norms[0] == 1
+
+
+@pytest.mark.slow
+def test_training_beats_the_frequencies_of_characters(run):
+    _, counts = np.unique(list(TEXT), return_counts=True)
+    entropy = -np.sum(counts / len(TEXT) * np.log2(counts / len(TEXT)))
+    with (run / "vanishing_gradient.csv").open(encoding="utf-8") as file:
+        bits = {
+            row["cell"]: float(row["bits per character"])
+            for row in csv.DictReader(file)
+            if row["when"] == "trained"
+        }
+    assert len(bits) == 2
+    assert all(value < entropy for value in bits.values())
+
+
+@pytest.mark.slow
+def test_figure(run):
+    assert (run / "vanishing_gradient.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_text_that_is_too_short():
+    with pytest.raises(SystemExit, match="got 1,000 characters"):
+        split(np.zeros(1000, np.int32), 500)

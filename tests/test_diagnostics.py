@@ -1,0 +1,372 @@
+"""The gradient-flow laboratory against NumPy loops that disturb the hidden state at each step."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxrnn
+from jaxrnn.diagnostics import gradient_norms, state_gradients
+from tests.cells import CELLS, complex_step_gradient
+from tests.tolerances import FLOAT32, FLOAT64, x64
+
+T, H, I = 5, 3, 2
+ROWS = {row.name: row for row in CELLS}
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def random_like(tree, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape) / 2, tree)
+
+
+def random_problem(cell, *, length=T, batch=(2,)):
+    """Return random params, inputs and state in float64, drawn by NumPy."""
+    params = random_like(jax.eval_shape(lambda: cell.init(jax.random.key(0), I)), seed=1)
+    state = random_like(jax.eval_shape(lambda: cell.initial_state(batch)), seed=2)
+    return params, normal(length, *batch, I, seed=3), state
+
+
+def loss(outputs):
+    """Weigh every output differently, and none in proportion, so that no two can swap."""
+    weights = np.cos(np.arange(outputs.size)).reshape(outputs.shape)
+    return (weights * outputs * (1 + outputs)).sum()
+
+
+def run(cell, *arguments, loss=loss):
+    return jax.jit(functools.partial(state_gradients, loss, cell))(*arguments)
+
+
+def numpy_state_gradients(step, params, inputs, state, disturbed_shape):
+    """Gradient with respect to what is added to the hidden state after each step.
+
+    `step` is `(params, state, x, disturbance) -> (state, output)` in NumPy, on complex numbers too.
+    """
+
+    def disturbed_loss(disturbances):
+        current, outputs = state, []
+        for x, disturbance in zip(inputs, disturbances, strict=True):
+            current, output = step(params, current, x, disturbance)
+            outputs.append(output)
+        return loss(np.stack(outputs))
+
+    return complex_step_gradient(disturbed_loss, np.zeros(disturbed_shape))
+
+
+# The cells of the library ------------------------------------------------------------------------
+
+
+def test_state_gradients_are_those_of_a_disturbed_numpy_loop(row):
+    def step(params, state, x, disturbance):
+        (hidden, *others), _ = row.numpy_step(params, state, x)
+        hidden = hidden + disturbance
+        return (hidden, *others), hidden
+
+    cell = row.make(H)
+    params, inputs, state = random_problem(cell)
+    with x64():
+        got = run(cell, params, inputs, state)
+    wanted = numpy_state_gradients(step, params, inputs, tuple(state), (T, 2, H))
+    np.testing.assert_allclose(got, wanted, **FLOAT64)
+
+
+def test_state_gradients_agree_with_finite_differences():
+    row = ROWS["lstm"]
+    cell = row.make(H)
+    params, inputs, state = random_problem(cell)
+
+    def value(place, size):
+        (h, c), outputs = tuple(state), []
+        for t, x in enumerate(inputs):
+            (h, c), _ = row.numpy_step(params, (h, c), x)
+            if t == place[0]:
+                h = h.copy()
+                h[place[1:]] += size
+            outputs.append(h)
+        return loss(np.stack(outputs))
+
+    size = 1e-6  # the central difference's error is size**2 and rounding / size
+    wanted = np.zeros((T, 2, H))
+    for place in np.ndindex(T, 2, H):
+        wanted[place] = (value(place, size) - value(place, -size)) / (2 * size)
+    with x64():
+        np.testing.assert_allclose(run(cell, params, inputs, state), wanted, rtol=1e-7, atol=1e-8)
+
+
+def test_a_linear_cells_gradients_are_powers_of_its_kernel():
+    cell = jaxrnn.elman(H, activation=jax.nn.identity, use_bias=False)
+    params, inputs, _ = random_problem(cell, length=9, batch=())
+    weights = normal(H, seed=4)
+    with x64():
+        got = run(cell, params, inputs, loss=lambda outputs: outputs[-1] @ weights)
+    kernel = params.recurrent_kernel
+    wanted = [np.linalg.matrix_power(kernel, 8 - t) @ weights for t in range(9)]
+    np.testing.assert_allclose(got, wanted, **FLOAT64)
+
+
+def test_no_gradient_comes_from_before_its_cause():
+    cell = jaxrnn.gru(H)
+    params, inputs, state = random_problem(cell)
+    with x64():
+        got = np.asarray(run(cell, params, inputs, state, loss=lambda outputs: outputs[2].sum()))
+    # The loss is of step 2: that output is the hidden state itself, and later ones don't count.
+    np.testing.assert_array_equal(got[2], 1)
+    np.testing.assert_array_equal(got[3:], 0)
+    assert (got[:2] != 0).all()
+
+
+def test_zeros_are_the_state_where_none_is_given():
+    cell = jaxrnn.lstm(H)
+    params, inputs, _ = random_problem(cell)
+    with x64():
+        zeros = jaxrnn.LSTMState(jnp.zeros((2, H)), jnp.zeros((2, H)))
+        wanted = run(cell, params, inputs, zeros)
+        np.testing.assert_array_equal(run(cell, params, inputs), wanted)
+
+
+# Cells of one's own -------------------------------------------------------------------------------
+
+
+class KeepingState(NamedTuple):
+    count: Any
+    gain: Any
+    previous: Any
+    hidden: Any
+
+
+def advance(params, hidden, x):
+    return np.tanh(x @ params["kernel"] + hidden @ params["recurrent_kernel"])
+
+
+def read(params, hidden):
+    return hidden**2 @ params["readout"]
+
+
+def step(params, state, x):
+    hidden = jnp.tanh(x @ params["kernel"] + state.hidden @ params["recurrent_kernel"])
+    return jaxrnn.ElmanState(hidden), read(params, hidden)
+
+
+def step_of_a_bare_array(params, state, x):
+    state, output = step(params, jaxrnn.ElmanState(state), x)
+    return state.hidden, output
+
+
+def step_jitted_at_its_end(params, state, x):
+    # What is jitted gets the new state, and passes it on beside the output.
+    return jax.jit(lambda state: (state, read(params, state.hidden)))(step(params, state, x)[0])
+
+
+def step_jitted_in_itself(params, state, x):
+    @jax.jit
+    def outer(state):
+        state, output = jax.jit(step)(params, state, x)
+        return jax.jit(lambda state, output: (state, 2 * output))(state, output)
+
+    return outer(state)
+
+
+def step_with_a_loop(params, state, x):
+    hidden = lax.fori_loop(
+        0, 2, lambda _, h: step(params, jaxrnn.ElmanState(h), x)[0].hidden, state.hidden
+    )
+    return jaxrnn.ElmanState(hidden), read(params, hidden)
+
+
+def step_that_keeps(params, state, x):
+    (hidden,), output = step(params, state, x)
+    kept = KeepingState(state.count + 1, state.gain, state.hidden, hidden)
+    return kept, state.gain * output + state.previous
+
+
+def numpy_step(params, state, x, disturbance, *, factor=1, times=1):
+    (hidden,) = state
+    for _ in range(times):
+        hidden = advance(params, hidden, x)
+    hidden = hidden + disturbance
+    return (hidden,), factor * read(params, hidden)
+
+
+def numpy_step_that_keeps(params, state, x, disturbance):
+    count, gain, previous, old = state
+    hidden = advance(params, old, x) + disturbance
+    return (count + 1, gain, old, hidden), gain * read(params, hidden) + previous
+
+
+def initial_hidden(batch_shape, dtype):
+    return jaxrnn.ElmanState(jnp.full((*batch_shape, H), 0.5, dtype))
+
+
+def initial_bare(batch_shape, dtype):
+    return jnp.full((*batch_shape, H), 0.5, dtype)
+
+
+def initial_kept(batch_shape, dtype):
+    half = jnp.full((*batch_shape, H), 0.5, dtype)
+    return KeepingState(jnp.zeros(batch_shape, jnp.int32), 3 * half, half, half)
+
+
+class Own(NamedTuple):
+    name: str
+    step: Callable
+    numpy_step: Callable = numpy_step
+    initial_state: Callable = initial_hidden
+
+
+OWN = [
+    Own("output_is_a_function_of_the_state", step),
+    Own("jitted", jax.jit(step)),
+    Own("jitted_at_its_end", step_jitted_at_its_end),
+    Own("jitted_in_itself", step_jitted_in_itself, functools.partial(numpy_step, factor=2)),
+    Own("checkpointed", jax.checkpoint(step)),  # pyright: ignore[reportPrivateImportUsage]
+    Own("with_a_loop", step_with_a_loop, functools.partial(numpy_step, times=2)),
+    Own("bare_array", step_of_a_bare_array, initial_state=initial_bare),
+    Own("keeps_parts", step_that_keeps, numpy_step_that_keeps, initial_kept),
+    Own("keeps_parts_jitted", jax.jit(step_that_keeps), numpy_step_that_keeps, initial_kept),
+]
+
+
+def own_cell(step, initial_state=initial_hidden):
+    def init(key, input_size, dtype):
+        shapes = {"kernel": (input_size, H), "recurrent_kernel": (H, H), "readout": (H, H)}
+        return {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}
+
+    return jaxrnn.Cell(init, initial_state, step, name="own")
+
+
+@pytest.mark.parametrize("own", OWN, ids=lambda own: own.name)
+def test_any_cells_state_gradients(own):
+    cell = own_cell(own.step, own.initial_state)
+    params, inputs, _ = random_problem(own_cell(step))
+    with x64():
+        state = cell.initial_state((2,), dtype="float64")
+        got = run(cell, params, inputs)
+        numpy_state = tuple(np.asarray(leaf) for leaf in jax.tree.leaves(state))
+    wanted = numpy_state_gradients(own.numpy_step, params, inputs, numpy_state, (T, 2, H))
+    np.testing.assert_allclose(got, wanted, **FLOAT64)
+
+
+def test_a_state_made_out_of_sight_is_refused():
+    def conditional(params, state, x):
+        return lax.cond(x.sum() > 0, step, step, params, state, x)
+
+    with pytest.raises(ValueError, match="cell: got a step that makes its new state in a `cond`"):
+        state_gradients(loss, own_cell(conditional), *random_problem_specs())
+
+
+def random_problem_specs():
+    return jax.tree.map(np.float32, random_problem(own_cell(step))[:2])
+
+
+# Transformations and shapes ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gru():
+    """A GRU with batch (2, 3), and its gradients; in float32."""
+    cell = jaxrnn.gru(H)
+    params, inputs, state = jax.tree.map(np.float32, random_problem(cell, batch=(2, 3)))
+
+    def square(outputs):
+        return jnp.square(outputs).sum()
+
+    return (
+        cell,
+        square,
+        (params, inputs, state),
+        np.asarray(run(cell, params, inputs, state, loss=square)),
+    )
+
+
+def test_batch_dimensions(gru):
+    cell, square, (params, inputs, state), together = gru
+    assert together.shape == (T, 2, 3, H)
+    for index in [(0, 0), (1, 2)]:
+        one = jaxrnn.GRUState(state.hidden[index])
+        got = run(cell, params, inputs[:, *index], one, loss=square)
+        np.testing.assert_allclose(got, together[:, *index], **FLOAT32)
+
+
+def test_vmap_is_batch(gru):
+    cell, square, (params, inputs, state), together = gru
+    over = functools.partial(state_gradients, square, cell)
+    got = jax.vmap(over, (None, 1, 0), 1)(params, inputs, state)
+    np.testing.assert_allclose(got, together, **FLOAT32)
+
+
+def test_eager_is_jit(gru):
+    cell, square, arguments, together = gru
+    np.testing.assert_allclose(state_gradients(square, cell, *arguments), together, **FLOAT32)
+
+
+def test_gradient_norms(gru):
+    cell, square, arguments, gradients = gru
+    got = jax.jit(functools.partial(gradient_norms, square, cell))(*arguments)
+    wanted = [np.linalg.norm(step.astype(float).ravel()) for step in gradients]
+    np.testing.assert_allclose(got, wanted, **FLOAT32)
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_short_sequences(gru, length):
+    cell, square, (params, inputs, state), _ = gru
+    gradients = run(cell, params, inputs[:length], state, loss=square)
+    _, outputs = jaxrnn.unroll(cell, params, inputs[:length], state)
+    assert gradients.shape == (length, 2, 3, H)
+    np.testing.assert_allclose(gradients, 2 * np.asarray(outputs), **FLOAT32)
+    norms = gradient_norms(square, cell, params, inputs[:length], state)
+    assert norms.shape == (length,)
+
+
+# Bad input --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("measure", [state_gradients, gradient_norms])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"loss": "mean"}, TypeError, "loss: got str 'mean', wanted a function"),
+        (
+            {"loss": lambda outputs: outputs},
+            TypeError,
+            r"loss: returned float32\[5, 2, 3\], wanted",
+        ),
+        ({"loss": lambda outputs: (outputs.sum(), 0)}, TypeError, r"loss: returned tuple\(float32"),
+        ({"loss": lambda outputs: 1}, TypeError, "loss: returned int 1"),
+        ({"loss": lambda outputs: outputs.argmax()}, TypeError, r"loss: returned int32\[\]"),
+        ({"cell": "gru"}, TypeError, "cell: got str 'gru', wanted a jaxrnn.Cell"),
+        ({"cell": jaxrnn.lstm(H)}, TypeError, "params: got GRUParams.*wanted LSTMParams"),
+        ({"params": None}, TypeError, "params: got NoneType"),
+        ({"inputs": np.ones((2,), np.float32)}, ValueError, r"inputs: got float32\[2\]"),
+        ({"inputs": np.ones((5, 2, 2), int)}, TypeError, "inputs: got int64"),
+        ({"inputs": np.ones((5, 2, 7), np.float32)}, ValueError, "params.kernel: got"),
+        ({"inputs": np.ones((5, 4, 2), np.float32)}, ValueError, "state.hidden: got"),
+        ({"state": np.ones((2, H), np.float32)}, TypeError, "state: got float32"),
+    ],
+)
+def test_bad_input(measure, change, error, message):
+    cell = jaxrnn.gru(H)
+    params, inputs, state = jax.tree.map(np.float32, random_problem(cell))
+    arguments = {
+        "loss": loss,
+        "cell": cell,
+        "params": params,
+        "inputs": inputs,
+        "state": state,
+        **change,
+    }
+    with pytest.raises(error, match=message):
+        measure(**arguments)
+
+
+def test_a_state_without_a_hidden_part_is_refused():
+    cell = own_cell(step, lambda batch, dtype: (jnp.zeros((*batch, H)), jnp.zeros((*batch, H))))
+    with pytest.raises(ValueError, match=r"cell: got own, .* or with a field named hidden"):
+        state_gradients(loss, cell, *random_problem_specs())

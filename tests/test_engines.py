@@ -1,0 +1,216 @@
+"""Every engine against `scan()` on every cell: values, and derivatives of every kind."""
+
+import functools
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrnn
+from jaxrnn._unroll import default_engine
+from tests.cells import CELLS, problem, randomised
+from tests.engines import ENGINES
+from tests.tolerances import FLOAT64, x64
+
+T, H = 5, 3
+
+
+def peephole(hidden_size):
+    """A gated cell whose `activate` has weights of its own, and whose output is not its state."""
+
+    def init(key, input_size, dtype):
+        shapes = {
+            "kernel": (input_size, 2 * hidden_size),
+            "recurrent_kernel": (hidden_size, 2 * hidden_size),
+            "peephole": (hidden_size,),
+            "scale": (hidden_size,),
+        }
+        return {name: jnp.ones(shape, dtype) for name, shape in shapes.items()}
+
+    def activate(params, state, projected, recurrent):
+        gate, candidate = jnp.split(projected + recurrent, 2, axis=-1)
+        gate = jax.nn.sigmoid(gate + params["peephole"] * state)
+        state = gate * state + (1 - gate) * jnp.tanh(candidate)
+        return state, {"scaled": params["scale"] * state, "gate": gate}
+
+    gates = jaxrnn.Gated(
+        project=lambda params, inputs: inputs @ params["kernel"],
+        recur=lambda params, state: state @ params["recurrent_kernel"],
+        activate=activate,
+    )
+    return jaxrnn.Cell(
+        init, lambda batch, dtype: jnp.zeros((*batch, hidden_size), dtype), gates, name="peephole"
+    )
+
+
+MAKERS = [*[(row.name, row.make, row.variant) for row in CELLS], ("peephole", peephole, False)]
+
+
+def pairs(engines, *, slow_variants):
+    """Return every cell with every engine that runs it, as parameters of a test."""
+    return [
+        pytest.param(
+            make(H),
+            row.engine,
+            id=f"{name}-{row.name}",
+            marks=[pytest.mark.slow] if variant and slow_variants else [],
+        )
+        for name, make, variant in MAKERS
+        for row in engines
+        if row.runs(make(H))
+    ]
+
+
+HOISTED = [row for row in ENGINES if row.name == "hoisted"]
+OTHERS = [row for row in ENGINES if row.name != "hoisted"]
+
+
+def flat(tree):
+    return jax.flatten_util.ravel_pytree(tree)[0]
+
+
+def run(cell, engine, options, arguments):
+    """A number that depends on everything that `unroll` returns, each part in another way."""
+    everything = flat(jaxrnn.unroll(cell, *arguments, engine=engine, **options))
+    return jnp.sin(everything) @ jnp.cos(jnp.arange(everything.size))
+
+
+def compare(cell, engine, derivative, *arguments, **options):
+    """Compare a derivative of `run` on the engine with the same on the reference."""
+    got, wanted = (
+        jax.jit(functools.partial(derivative, functools.partial(run, cell, each, options)))(
+            *arguments
+        )
+        for each in (engine, jaxrnn.scan())
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("cell", "engine"), [*pairs(HOISTED, slow_variants=False), *pairs(OTHERS, slow_variants=True)]
+)
+@pytest.mark.parametrize("options", [{}, {"reverse": True, "return_states": True}], ids=str)
+def test_values_and_gradients(cell, engine, options):
+    with x64():
+        arguments = problem(cell, length=T, dtype=jnp.float64)
+        compare(cell, engine, lambda f, a: jax.value_and_grad(f)(a), arguments, **options)
+
+
+@pytest.mark.parametrize(("cell", "engine"), pairs(ENGINES, slow_variants=True))
+def test_forward_mode(cell, engine):
+    with x64():
+        arguments = problem(cell, length=T, dtype=jnp.float64)
+        tangents = randomised(arguments, jax.random.key(7))
+        compare(cell, engine, lambda f, a, t: jax.jvp(f, (a,), (t,)), arguments, tangents)
+
+
+@pytest.mark.parametrize(("cell", "engine"), pairs(HOISTED, slow_variants=True))
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda f, a, t: jax.jvp(jax.grad(f), (a,), (t,))[1],
+        lambda f, a, t: jax.grad(lambda a: flat(jax.grad(f)(a)) @ flat(t))(a),
+        lambda f, a, t: jax.grad(lambda a: jax.jvp(f, (a,), (t,))[1])(a),
+    ],
+    ids=["forward over reverse", "reverse over reverse", "reverse over forward"],
+)
+def test_second_derivatives(cell, engine, second):
+    with x64():
+        arguments = problem(cell, length=3, batch=(), dtype=jnp.float64)
+        compare(cell, engine, second, arguments, randomised(arguments, jax.random.key(7)))
+
+
+@pytest.mark.parametrize(("cell", "engine"), pairs(HOISTED, slow_variants=True))
+def test_vmap(cell, engine):
+    with x64():
+        params, inputs, state = problem(cell, length=T, dtype=jnp.float64)
+        seeds = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf, -leaf]), params)
+        sequences = jnp.stack([inputs, -inputs, inputs**2])
+
+        def over_both(f, params, inputs):
+            return jax.vmap(lambda *pair: jax.grad(f)((*pair, state)))(params, inputs)
+
+        def over_params(f, params, inputs):
+            return jax.vmap(lambda p: jax.grad(f)((p, inputs[0], state)))(params)
+
+        def inside_the_gradient(f, params, inputs):
+            def total(pair):
+                return jax.vmap(lambda *pair: f((*pair, state)))(*pair).sum()
+
+            return jax.grad(total)((params, inputs))
+
+        for derivative in (over_both, over_params, inside_the_gradient):
+            compare(cell, engine, derivative, seeds, sequences)
+
+
+def test_the_default_hoists_what_it_can():
+    assert default_engine(jaxrnn.lstm(H)) == jaxrnn.hoisted()
+    assert default_engine(jaxrnn.gru(H, reset_after=False)) == jaxrnn.scan()
+
+
+@pytest.mark.parametrize("engine", [jaxrnn.scan(), jaxrnn.hoisted()])
+def test_an_empty_sequence(engine):
+    cell = jaxrnn.lstm(H)
+    params, inputs, state = problem(cell)
+
+    def loss(params, state):
+        return flat(jaxrnn.unroll(cell, params, inputs[:0], state, engine=engine)).sum()
+
+    d_params, d_state = jax.grad(loss, argnums=(0, 1))(params, state)
+    assert (flat(d_params) == 0).all()
+    assert (flat(d_state) == 1).all()
+
+
+def test_integers_in_state_and_output_are_carried():
+    def step(params, state, projected, recurrent):
+        count, total = state
+        return (count + 1, total + params * projected), (total, count)
+
+    cell = jaxrnn.Cell(
+        init=lambda key, input_size, dtype: jnp.ones((), dtype),
+        initial_state=lambda batch, dtype: (
+            jnp.zeros((), jnp.int32),
+            jnp.zeros((*batch, 1), dtype),
+        ),
+        step=jaxrnn.Gated(lambda params, inputs: inputs, lambda params, state: (), step),
+    )
+    inputs = jnp.ones((4, 1))
+    for engine in (jaxrnn.scan(), jaxrnn.hoisted()):
+
+        def loss(params, engine=engine):
+            (count, _), (totals, counts) = jaxrnn.unroll(cell, params, inputs, engine=engine)
+            return totals.sum(), (count, counts)
+
+        gradient, (count, counts) = jax.grad(loss, has_aux=True)(jnp.ones(()))
+        assert count == 4
+        np.testing.assert_array_equal(counts, [0, 1, 2, 3])
+        assert gradient == 0 + 1 + 2 + 3
+
+
+def test_hoisted_needs_a_gated_cell():
+    cell = jaxrnn.gru(H, reset_after=False)
+    params, inputs, state = problem(cell)
+    with pytest.raises(ValueError, match=r"hoisted\(\) for gru_reset_before.*wanted.*scan\(\)"):
+        jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.hoisted())
+
+
+def test_hoisted_leaves_no_weight_gradient_in_the_loop():
+    """In a loop of `scan` products make arrays of the weights' size; in one of `hoisted` none."""
+    cell = jaxrnn.lstm(H)
+    arguments = problem(cell)
+    weights = {arguments[0].kernel.size, arguments[0].recurrent_kernel.size}
+
+    def weight_gradients_in_loops(engine):
+        def loss(*arguments):
+            return flat(jaxrnn.unroll(cell, *arguments, engine=engine)).sum()
+
+        jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arguments)
+        loops = [e.params["jaxpr"] for e in jaxpr.eqns if e.primitive.name == "scan"]
+        assert len(loops) == 2
+        products = [e for loop in loops for e in loop.eqns if e.primitive.name == "dot_general"]
+        return sum(product.outvars[0].aval.size in weights for product in products)
+
+    assert weight_gradients_in_loops(jaxrnn.scan()) == 2
+    assert weight_gradients_in_loops(jaxrnn.hoisted()) == 0

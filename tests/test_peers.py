@@ -1,0 +1,162 @@
+"""Live comparison with PyTorch and Keras: outputs, and gradients of everything, in float32.
+
+The conversions of weights are written out here, as the frameworks document their layouts.
+"""
+
+import importlib
+import importlib.util
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrnn
+from tests.cells import problem
+from tests.tolerances import PEERS_RELATIVE, relative_error
+
+pytestmark = pytest.mark.peers
+
+T, B, I, H = 20, 3, 5, 8
+
+
+def framework(name):
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed: it comes with the extra 'peers'")
+    return importlib.import_module(name)
+
+
+def ours(cell, params, inputs, state):
+    """Return outputs and the gradients of their weighted sum of squares."""
+
+    def loss(params, inputs, state):
+        _, outputs = jaxrnn.unroll(cell, params, inputs, state)
+        return (weights() * outputs**2).sum(), outputs
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+    (_, outputs), gradients = run(params, inputs, state)
+    return outputs, gradients
+
+
+def weights():
+    return np.cos(np.arange(T * B * H, dtype=np.float32)).reshape(T, B, H)
+
+
+def assert_close(got, wanted):
+    assert relative_error(got, wanted) < PEERS_RELATIVE
+
+
+# PyTorch: kernels are transposed, gates are in our order, and there are always two biases.
+
+
+@pytest.mark.parametrize(
+    ("cell", "layer", "options"),
+    [
+        (jaxrnn.elman(H), "RNN", {}),
+        (jaxrnn.elman(H, activation=jax.nn.relu), "RNN", {"nonlinearity": "relu"}),
+        (jaxrnn.elman(H, use_bias=False), "RNN", {"bias": False}),
+        (jaxrnn.lstm(H), "LSTM", {}),
+        (jaxrnn.lstm(H, use_bias=False), "LSTM", {"bias": False}),
+        (jaxrnn.gru(H), "GRU", {}),
+        (jaxrnn.gru(H, use_bias=False), "GRU", {"bias": False}),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_pytorch(cell, layer, options):
+    torch = framework("torch")
+    params, inputs, state = problem(cell, length=T, batch=(B,), features=I)
+    second_bias = getattr(params, "recurrent_bias", None)
+    has_bias = params.bias is not None
+
+    def tensor(array):
+        return torch.tensor(np.array(array), requires_grad=True)
+
+    theirs = getattr(torch.nn, layer)(I, H, **options)
+    with torch.no_grad():
+        theirs.weight_ih_l0.copy_(tensor(params.kernel.T))
+        theirs.weight_hh_l0.copy_(tensor(params.recurrent_kernel.T))
+        if has_bias:
+            theirs.bias_ih_l0.copy_(tensor(params.bias))
+            theirs.bias_hh_l0.copy_(tensor(jnp.zeros_like(params.bias)))
+        if second_bias is not None:
+            theirs.bias_hh_l0.copy_(tensor(second_bias))
+    x = tensor(inputs)
+    first = [tensor(leaf[None]) for leaf in state]
+    outputs, _ = theirs(x, tuple(first) if len(first) > 1 else first[0])
+    (torch.tensor(weights()) * outputs**2).sum().backward()
+
+    got, (params_gradient, inputs_gradient, state_gradient) = ours(cell, params, inputs, state)
+    assert_close(got, outputs.detach())
+    assert_close(inputs_gradient, x.grad)
+    assert_close(params_gradient.kernel, theirs.weight_ih_l0.grad.T)
+    assert_close(params_gradient.recurrent_kernel, theirs.weight_hh_l0.grad.T)
+    if has_bias:
+        assert_close(params_gradient.bias, theirs.bias_ih_l0.grad)
+    if second_bias is not None:
+        assert_close(params_gradient.recurrent_bias, theirs.bias_hh_l0.grad)
+    for leaf, tensor_of_leaf in zip(state_gradient, first, strict=True):
+        assert_close(leaf, tensor_of_leaf.grad[0])
+
+
+# Keras: kernels lie as ours do, GRU gates are in the order z r n, and batch comes before time.
+
+
+def swap_gates(array):
+    """Turn r z n into z r n, or back."""
+    r, z, n = jnp.split(array, 3, axis=-1)
+    return jnp.concatenate([z, r, n], axis=-1)
+
+
+def keras_gru_weights(params):
+    kernels = [swap_gates(params.kernel), swap_gates(params.recurrent_kernel)]
+    if params.bias is None:
+        return kernels
+    if params.recurrent_bias is None:
+        return [*kernels, swap_gates(params.bias)]
+    return [*kernels, jnp.stack([swap_gates(params.bias), swap_gates(params.recurrent_bias)])]
+
+
+@pytest.mark.parametrize(
+    ("cell", "layer", "options"),
+    [
+        (jaxrnn.elman(H), "SimpleRNN", {}),
+        (jaxrnn.elman(H, activation=jax.nn.sigmoid), "SimpleRNN", {"activation": "sigmoid"}),
+        (jaxrnn.elman(H, use_bias=False), "SimpleRNN", {"use_bias": False}),
+        (jaxrnn.lstm(H), "LSTM", {}),
+        (jaxrnn.gru(H), "GRU", {"reset_after": True}),
+        (jaxrnn.gru(H, reset_after=False), "GRU", {"reset_after": False}),
+        (jaxrnn.gru(H, use_bias=False), "GRU", {"use_bias": False}),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_keras(cell, layer, options):
+    keras = framework("keras")
+    if keras.backend.backend() != "jax":
+        pytest.skip("Keras runs on another backend than JAX")
+    params, inputs, state = problem(cell, length=T, batch=(B,), features=I)
+    theirs = getattr(keras.layers, layer)(H, return_sequences=True, return_state=True, **options)
+    theirs.build((B, T, I))
+
+    def variables(params):
+        if layer == "GRU":
+            return keras_gru_weights(params)
+        return [leaf for leaf in params if leaf is not None]
+
+    def loss(params, inputs, state):
+        # Gradients go through the conversion too, so they come back in our layout.
+        (outputs, *_), _ = theirs.stateless_call(
+            variables(params),
+            [variable.value for variable in theirs.non_trainable_variables],
+            jnp.swapaxes(inputs, 0, 1),
+            initial_state=list(state),
+        )
+        outputs = jnp.swapaxes(outputs, 0, 1)
+        return (weights() * outputs**2).sum(), outputs
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+    (_, outputs), gradients = run(params, inputs, state)
+    got, our_gradients = ours(cell, params, inputs, state)
+    assert_close(got, outputs)
+    jax.tree.map(assert_close, our_gradients, gradients)

@@ -1,0 +1,37 @@
+"""The README's Python runs, block after block, in one namespace; so do its claims about itself."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def test_the_readme_has_code():
+    assert len(BLOCKS) >= 3
+
+
+def test_its_code_runs(capsys):
+    namespace = {}
+    for number, block in enumerate(BLOCKS):
+        exec(compile(block, f"README.md block {number}", "exec"), namespace)
+    assert "nan" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", re.findall(r"`jaxrnn\.([a-zA-Z_.]+)", README.read_text("utf-8")))
+def test_its_names_exist(name):
+    import jaxrnn
+
+    value = jaxrnn
+    for part in name.strip(".").split("."):
+        value = getattr(value, part)
+
+
+def test_its_files_exist():
+    text = README.read_text(encoding="utf-8")
+    for path in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (README.parent / path).exists(), path
+    for module in re.findall(r"python -m (experiments\.\w+)", text):
+        assert (README.parent / (module.replace(".", "/") + ".py")).exists(), module

@@ -1,0 +1,438 @@
+"""Training: fit against plain loops; what it carries, clips, reports and refuses; learning."""
+
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxrnn
+from tests.tolerances import FLOAT32, FLOAT64, x64
+
+KEY = jax.random.key(0)
+
+
+# A regression with noise, so that every key that fit hands out shows in its result.
+def loss(params, batch, key):
+    inputs, targets = batch
+    errors = inputs @ params["kernel"] + params["bias"] - targets
+    return jnp.mean(jnp.square(errors + 0.1 * jax.random.uniform(key, errors.shape)))
+
+
+def batches(key):
+    inputs = 4 * jax.random.uniform(key, (8, 3)) - 2
+    return inputs, inputs.sum(-1)
+
+
+OPTIMIZER = optax.sgd(0.05, momentum=0.9)
+PARAMS = {"kernel": np.array([0.5, -1.0, 2.0], np.float32), "bias": np.float32(0.3)}
+
+
+def square(params, batch, key):
+    return jnp.square(params - batch)
+
+
+def fit_square(batches, **settings):
+    """Fit one number to batches by plain gradient descent: the smallest problem there is."""
+    arguments = {"steps": 6, "key": KEY, "progress": False, **settings}
+    return jaxrnn.fit(square, jnp.array(1.0), optax.sgd(0.1), batches, **arguments)
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# The loop ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain_loop():
+    """The loop in fit's docstring, 7 steps: the last train state and all metrics."""
+    step = jaxrnn.train_step(loss, OPTIMIZER, clip_norm=4.0)
+    state = jaxrnn.init_train_state(PARAMS, OPTIMIZER)
+    metrics, make = [], jax.jit(batches)
+    for number in range(7):
+        batch_key, loss_key = jax.random.split(jax.random.fold_in(KEY, number))
+        state, measured = step(state, make(batch_key), loss_key)
+        metrics.append(measured)
+    assert state.step == 7
+    return state, [np.array(column) for column in zip(*metrics, strict=True)]
+
+
+def test_fit_is_the_plain_loop_whatever_report_every(plain_loop):
+    state, (losses, norms) = plain_loop
+    results = [
+        jaxrnn.fit(
+            loss, PARAMS, OPTIMIZER, batches, steps=7, key=KEY, clip_norm=4.0, report_every=every
+        )
+        for every in (3, 100)
+    ]
+    equal(*results)
+    result = results[0]
+    assert result.losses.shape == result.gradient_norms.shape == (7,)
+    # Batch and step are one program in fit and two in the loop, so not to the last bit.
+    close = functools.partial(np.testing.assert_allclose, **FLOAT32)
+    jax.tree.map(close, result.params, state.params)
+    jax.tree.map(close, result.optimizer_state, state.optimizer_state)
+    close(result.losses, losses)
+    close(result.gradient_norms, norms)
+    # The test is worth something only if some norms are clipped, and some are not.
+    assert norms.min() < 4.0 < norms.max()
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_fit_on_arrays_is_gradient_descent_in_numpy(clip_norm):
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(size=(3, 8, 2)), rng.normal(size=(3, 8))
+    kernel = np.array([1.0, -1.0])
+
+    def error(kernel, batch, key):
+        return jnp.mean(jnp.square(batch["inputs"] @ kernel - batch["targets"]))
+
+    with x64():
+        data = {"inputs": inputs, "targets": targets}
+        optimizer = optax.sgd(0.2, momentum=0.5)
+        result = jaxrnn.fit(
+            error, kernel, optimizer, data, steps=8, key=KEY, clip_norm=clip_norm, report_every=5
+        )
+    losses, norms, momentum = [], [], np.zeros(2)
+    for number in range(8):
+        x, y = inputs[number % 3], targets[number % 3]  # in order, and around again
+        errors = x @ kernel - y
+        losses.append(np.mean(errors**2))
+        gradient = 2 * errors @ x / len(y)
+        norms.append(np.sqrt(np.sum(gradient**2)))
+        if clip_norm is not None:
+            gradient = gradient * min(1, clip_norm / norms[-1])
+        momentum = 0.5 * momentum + gradient
+        kernel = kernel - 0.2 * momentum
+    np.testing.assert_allclose(result.losses, losses, **FLOAT64)
+    np.testing.assert_allclose(result.gradient_norms, norms, **FLOAT64)
+    np.testing.assert_allclose(result.params, kernel, **FLOAT64)
+    assert min(norms) < 1.0 < max(norms)
+
+
+def test_the_loss_is_traced_as_often_for_many_steps_as_for_few():
+    counts = []
+    for steps in (3, 50):
+        traces = []
+
+        def counting(params, batch, key, traces=traces):
+            traces.append(None)
+            return jnp.square(params - batch)
+
+        start = {"steps": steps, "report_every": 3, "key": KEY}
+        jaxrnn.fit(counting, jnp.array(1.0), optax.sgd(0.1), jnp.arange(4.0), **start)
+        counts.append(len(traces))
+    assert counts[0] == counts[1]
+
+
+def test_what_fit_was_given_is_left_alone():
+    params = {"numpy": np.ones(3, np.float32), "jax": jnp.ones(3)}
+    data = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+    def error(params, batch, key):
+        return jnp.square(params["numpy"] + params["jax"] - batch).mean()
+
+    result = jaxrnn.fit(error, params, optax.sgd(0.1), data, steps=3, key=KEY, carry=None)
+    for leaf in params.values():
+        np.testing.assert_array_equal(leaf, np.ones(3))
+    np.testing.assert_array_equal(data, np.arange(12).reshape(4, 3))
+    assert (np.asarray(result.params["jax"]) != 1).all()
+
+
+# One step ---------------------------------------------------------------------------------------
+
+
+def test_train_step_over_seeds_is_each_seeds(plain_loop):
+    step = jaxrnn.train_step(loss, OPTIMIZER, clip_norm=1.0)
+    params = jax.tree.map(lambda leaf: np.stack([leaf, 2 * leaf, -leaf]), PARAMS)
+    states = jax.vmap(lambda params: jaxrnn.init_train_state(params, OPTIMIZER))(params)
+    data = [np.random.default_rng(1).normal(size=shape) for shape in ((3, 8, 3), (3, 8))]
+    data = jax.tree.map(np.float32, data)
+    keys = jax.random.split(KEY, 3)
+    together = jax.vmap(step)(states, data, keys)
+    for seed in range(3):
+        take = functools.partial(jax.tree.map, lambda leaf, seed=seed: leaf[seed])
+        alone = step(take(states), take(data), keys[seed])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), take(together), alone
+        )
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 1000.0])
+def test_clipping_is_optaxs(clip_norm):
+    ours, plain = optax.sgd(0.1), optax.sgd(0.1)
+    theirs = optax.chain(optax.clip_by_global_norm(clip_norm), plain)
+    batch = np.ones((8, 3), np.float32), np.zeros(8, np.float32)
+    clipped = jaxrnn.train_step(loss, ours, clip_norm=clip_norm)
+    wanted = jaxrnn.train_step(loss, theirs)
+    new, metrics = clipped(jaxrnn.init_train_state(PARAMS, ours), batch, KEY)
+    reference, reference_metrics = wanted(jaxrnn.init_train_state(PARAMS, theirs), batch, KEY)
+    close = functools.partial(np.testing.assert_allclose, **FLOAT32)
+    jax.tree.map(close, new.params, reference.params)
+    # The norm measured is the one before clipping.
+    jax.tree.map(close, metrics, reference_metrics)
+    moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.sum((a - b) ** 2), new.params, PARAMS))
+    length = np.sqrt(sum(moved)) / 0.1
+    np.testing.assert_allclose(length, min(clip_norm, metrics.gradient_norm), rtol=1e-5)
+
+
+def test_a_zero_gradient_can_be_clipped():
+    step = jaxrnn.train_step(square, optax.sgd(0.1), clip_norm=1.0)
+    state, metrics = step(jaxrnn.init_train_state(jnp.array(2.0), optax.sgd(0.1)), 2.0, KEY)
+    assert state.params == 2
+    assert metrics == (0, 0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_dtypes_are_kept(dtype):
+    step = jaxrnn.train_step(square, OPTIMIZER, clip_norm=1.0)
+    state = jaxrnn.init_train_state(jnp.ones((), dtype), OPTIMIZER)
+    new, metrics = jax.eval_shape(step, state, jnp.ones((), dtype), KEY)
+    assert jax.tree.map(lambda a: a.dtype, new) == jax.tree.map(lambda a: a.dtype, state)
+    assert metrics.loss.dtype == dtype
+
+
+# The carry --------------------------------------------------------------------------------------
+
+
+def test_the_carry_passes_and_no_gradient_passes_through_it():
+    def leaky(params, carry, batch, key):
+        carry = {"sum": 0.5 * carry["sum"] + params * batch, "count": carry["count"] + 1}
+        return jnp.square(carry["sum"] - 1), carry
+
+    data = np.array([1.0, 2.0, -1.0])
+    with x64():
+        carry = {"sum": np.array(0.25), "count": np.array(0, np.int32)}
+        result = jaxrnn.fit(
+            leaky,
+            np.array(0.7),
+            optax.sgd(0.1),
+            data,
+            steps=5,
+            key=KEY,
+            carry=carry,
+            report_every=2,
+        )
+    params, total, losses = 0.7, 0.25, []
+    for number in range(5):
+        x = data[number % 3]
+        total = 0.5 * total + params * x
+        losses.append((total - 1) ** 2)
+        params -= 0.1 * 2 * (total - 1) * x  # through this step's product alone
+    np.testing.assert_allclose(result.losses, losses, **FLOAT64)
+    np.testing.assert_allclose(result.params, params, **FLOAT64)
+    np.testing.assert_allclose(result.carry["sum"], total, **FLOAT64)
+    assert result.carry["count"] == 5
+
+
+# Losses that are not finite ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("report_every", [1, 2, 100])
+def test_a_loss_that_is_not_finite_stops_training(report_every):
+    data = jnp.array([0.0, 1.0, 2.0, 3.0, np.nan, 5.0])
+    with pytest.raises(
+        jaxrnn.NonFiniteError, match=r"training stopped at step 4: .* nan"
+    ) as caught:
+        fit_square(data, report_every=report_every)
+    good, result = fit_square(data, steps=4), caught.value.result
+    equal(result.params, good.params)
+    equal(result.optimizer_state, good.optimizer_state)
+    equal(result.losses, [*good.losses, np.nan])
+    equal(result.gradient_norms, [*good.gradient_norms, np.nan])
+    message = str(caught.value)
+    assert f"after a loss of {good.losses[-1]:.6g} and a gradient norm of" in message
+    assert f"{good.gradient_norms[-1]:.6g} the step before" in message
+    assert "clip_norm" in message
+    assert isinstance(caught.value, FloatingPointError)
+
+
+def test_training_that_never_began():
+    with pytest.raises(jaxrnn.NonFiniteError, match="stopped at step 0: its loss is inf") as caught:
+        fit_square(jnp.array([np.inf]))
+    assert "the step before" not in str(caught.value)
+    assert caught.value.result.params == 1
+    assert caught.value.result.losses.tolist() == [np.inf]
+
+
+def test_a_gradient_that_is_not_finite_stops_training_with_the_carry_from_before():
+    def root(params, carry, batch, key):
+        # At 0 the root is finite and its slope is not.
+        return jnp.sqrt(params * batch), carry + 1
+
+    with pytest.raises(jaxrnn.NonFiniteError, match="step 2: its loss is 0 ") as caught:
+        jaxrnn.fit(
+            root,
+            jnp.array(1.0),
+            optax.sgd(0.1),
+            jnp.array([1.0, 1.0, 0.0]),
+            steps=9,
+            key=KEY,
+            carry=jnp.array(0),
+        )
+    result = caught.value.result
+    assert result.carry == 2
+    assert np.isfinite(result.losses).all()
+    assert np.isfinite(result.gradient_norms).tolist() == [True, True, False]
+
+
+# Reports and progress ---------------------------------------------------------------------------
+
+
+def test_on_report_sees_the_result_so_far():
+    reports = []
+    data = jnp.array([0.0, 3.0])
+    whole = fit_square(
+        data, steps=7, report_every=3, on_report=lambda *report: reports.append(report)
+    )
+    assert [number for number, _ in reports] == [3, 6, 7]
+    for number, result in reports:
+        equal(result, fit_square(data, steps=number))
+        equal(result.losses, whole.losses[:number])
+    equal(reports[-1][1], whole)
+
+
+@pytest.mark.parametrize("report_every", [6, 100])
+def test_a_report_comes_at_the_end(report_every):
+    reports = []
+    fit_square(
+        jnp.zeros(1), report_every=report_every, on_report=lambda number, _: reports.append(number)
+    )
+    assert reports == [6]
+
+
+def test_an_error_in_on_report_comes_out():
+    def stop(number, result):
+        raise KeyboardInterrupt(number)
+
+    with pytest.raises(KeyboardInterrupt, match="2"):
+        fit_square(jnp.zeros(1), report_every=2, on_report=stop)
+
+
+def test_progress_is_shown_on_request_alone(capsys):
+    for progress, shown in ((True, True), (False, False), (None, False)):  # no terminal here
+        fit_square(jnp.zeros(1), progress=progress)
+        assert ("6/6" in capsys.readouterr().err) == shown
+
+
+def test_progress_without_tqdm(monkeypatch):
+    for name in ("tqdm", "tqdm.auto"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match="progress=True needs tqdm"):
+        fit_square(jnp.zeros(1), progress=True)
+    assert fit_square(jnp.zeros(1), progress=None).losses.shape == (6,)
+
+
+# Learning ---------------------------------------------------------------------------------------
+
+
+def test_an_lstm_learns_the_adding_problem():
+    # Orthogonal kernels take longer to compile than the training takes.
+    cell = jaxrnn.lstm(16, recurrent_init=jaxrnn.initializers.glorot_uniform)
+    model = jaxrnn.serial(jaxrnn.rnn(cell, return_sequences=False), jaxrnn.dense(1))
+
+    def error(params, batch, key):
+        inputs, targets = batch
+        return jaxrnn.losses.squared_error(model.apply(params, None, inputs)[1], targets)
+
+    result = jaxrnn.fit(
+        error,
+        jax.jit(lambda: model.init(KEY, 2))(),
+        optax.adam(1e-2),
+        functools.partial(jaxrnn.tasks.adding, batch_size=32, length=8),
+        steps=300,
+        key=KEY,
+        clip_norm=1.0,
+    )
+    assert result.losses[0] > jaxrnn.tasks.ADDING_CHANCE
+    assert result.losses[-50:].mean() < jaxrnn.tasks.ADDING_CHANCE / 2
+
+
+# Bad input --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"loss": "mse"}, TypeError, "loss: got str 'mse', wanted a function"),
+        ({"loss": lambda params, batch, key: params * jnp.ones(2)}, TypeError, "loss: returned fl"),
+        ({"loss": lambda params, batch, key: (params, 1)}, TypeError, "loss: returned tuple"),
+        ({"loss": lambda params, batch, key: 1}, TypeError, "loss: returned int 1, wanted a fl"),
+        ({"optimizer": "adam"}, TypeError, "optimizer: got str 'adam', wanted one of optax's"),
+        ({"optimizer": optax.adam}, TypeError, "optimizer: got function"),
+        ({"clip_norm": 0}, ValueError, "clip_norm: got 0"),
+        ({"clip_norm": -1.0}, ValueError, "clip_norm: got -1.0"),
+        ({"clip_norm": float("nan")}, ValueError, "clip_norm: got nan"),
+        ({"clip_norm": float("inf")}, ValueError, "clip_norm: got inf"),
+        ({"clip_norm": "1"}, TypeError, "clip_norm: got str '1'"),
+        ({"clip_norm": True}, TypeError, "clip_norm: got bool True"),
+        ({"steps": 0}, ValueError, "steps: got 0"),
+        ({"steps": 1e3}, TypeError, "steps: got float 1000.0"),
+        ({"report_every": 0}, ValueError, "report_every: got 0"),
+        ({"report_every": None}, TypeError, "report_every: got NoneType"),
+        ({"key": 0}, TypeError, "key: got int 0"),
+        ({"key": jax.random.split(KEY)}, ValueError, "key: got .*wanted one key"),
+        ({"on_report": "print"}, TypeError, "on_report: got str 'print', wanted a function"),
+        ({"progress": 1}, TypeError, "progress: got int 1, wanted True or False"),
+        ({"batches": None}, TypeError, "batches: got NoneType None, wanted a function of a key"),
+        ({"batches": "text"}, TypeError, "batches: got str 'text'"),
+        ({"batches": 3.0}, TypeError, "batches: got float 3.0"),
+        ({"batches": ()}, TypeError, "batches: got tuple"),
+        ({"batches": (np.ones((2, 3)), 1.0)}, TypeError, r"batches: got tuple\(float64\[2, 3\]"),
+        ({"batches": np.ones((0, 3))}, ValueError, r"batches: got arrays of \[0\] batches"),
+        (
+            {"batches": (np.ones((2, 3)), np.ones(3))},
+            ValueError,
+            r"batches: got arrays of \[2, 3\] batches, wanted one number > 0",
+        ),
+        (
+            {"carry": jnp.array(0.0), "loss": lambda params, carry, batch, key: params},
+            TypeError,
+            r"loss: returned float32\[\], wanted \(scalar, carry\)",
+        ),
+        (
+            {"carry": jnp.array(0.0), "loss": lambda params, carry, batch, key: (params, (carry,))},
+            TypeError,
+            r"carry: got tuple\(float32\[\]\), wanted float32\[\]",
+        ),
+        (
+            {
+                "carry": jnp.array(0.0),
+                "loss": lambda params, carry, batch, key: (params, carry * jnp.ones(2)),
+            },
+            ValueError,
+            r"carry: got float32\[2\], wanted float32\[\]",
+        ),
+    ],
+)
+def test_bad_input_of_fit(change, error, message):
+    arguments = {
+        "loss": square,
+        "params": np.float32(1),
+        "optimizer": optax.sgd(0.1),
+        "batches": np.ones(2, np.float32),
+        "steps": 3,
+        "key": KEY,
+        **change,
+    }
+    with pytest.raises(error, match=message):
+        jaxrnn.fit(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((None, optax.sgd(0.1)), TypeError, "loss: got NoneType"),
+        ((square, None), TypeError, "optimizer: got NoneType"),
+    ],
+)
+def test_bad_input_of_train_step(arguments, error, message):
+    with pytest.raises(error, match=message):
+        jaxrnn.train_step(*arguments)
+    with pytest.raises(ValueError, match="clip_norm: got 0"):
+        jaxrnn.train_step(square, optax.sgd(0.1), clip_norm=0.0)
