@@ -137,8 +137,9 @@ def randomised(params: Any, key: jax.Array) -> Any:
     )
 
 
-def problem(cell: jaxrnn.Cell, *, length=6, batch=(2,), features=3, dtype=jnp.float32, seed=0):
-    """Return random params, inputs and state for a cell."""
+def problem(cell: jaxrnn.Cell, *, length=6, batch=(2,), features=3, dtype=None, seed=0):
+    """Return random params, inputs and state for a cell, in the widest dtype that is enabled."""
+    dtype = jnp.result_type(float) if dtype is None else dtype
     keys = jax.random.split(jax.random.key(seed), 4)
     params = randomised(cell.init(keys[0], features, dtype=dtype), keys[1])
     inputs = jax.random.normal(keys[2], (length, *batch, features), dtype)

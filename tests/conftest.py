@@ -2,6 +2,7 @@ import jax
 import pytest
 
 from tests.cells import CELLS
+from tests.tolerances import x64
 
 _compilations = 0
 
@@ -18,6 +19,13 @@ jax.monitoring.register_event_duration_secs_listener(_count)
 def row(request):
     """Each row of the table of cells in turn."""
     return request.param
+
+
+@pytest.fixture
+def float64():
+    """Run a test with float64 enabled, where two orders of summation agree to the last digits."""
+    with x64():
+        yield
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 import jaxrnn
 from tests.cells import DEEP, complex_step_gradient, numpy_unroll, problem
-from tests.tolerances import FLOAT32, FLOAT64, SIXTEEN_BITS, x64
+from tests.tolerances import FLOAT64, SIXTEEN_BITS, x64
 
 H, I, B, T = 4, 3, 2, 6
 untyped: Any = jaxrnn
@@ -91,6 +91,7 @@ def test_shapes_and_dtypes(row, dtype):
             np.testing.assert_allclose(outputs.astype(jnp.float32), wanted, rtol=0, atol=tolerance)
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("row", DEEP)
 def test_jit_equals_eager_steps(row):
     cell = row.make(H)
@@ -98,9 +99,10 @@ def test_jit_equals_eager_steps(row):
     _, compiled = jax.jit(lambda *a: jaxrnn.unroll(cell, *a))(params, inputs, state)
     for x, wanted in zip(inputs, compiled, strict=True):
         state, output = cell.step(params, state, x)
-        np.testing.assert_allclose(output, wanted, **FLOAT32)
+        np.testing.assert_allclose(output, wanted, **FLOAT64)
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("row", DEEP)
 def test_batched_equals_single(row):
     cell = row.make(H)
@@ -109,9 +111,9 @@ def test_batched_equals_single(row):
     for index in np.ndindex(2, 3):
         one = jax.tree.map(lambda leaf, index=index: leaf[index], state)
         one_state, single = jaxrnn.unroll(cell, params, inputs[:, *index], one)
-        np.testing.assert_allclose(single, batched[:, *index], **FLOAT32)
+        np.testing.assert_allclose(single, batched[:, *index], **FLOAT64)
         for ours, theirs in zip(one_state, batched_state, strict=True):
-            np.testing.assert_allclose(ours, theirs[index], **FLOAT32)
+            np.testing.assert_allclose(ours, theirs[index], **FLOAT64)
 
 
 def test_no_compilation_on_a_second_call(row, compilations):

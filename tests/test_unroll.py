@@ -10,7 +10,7 @@ import pytest
 
 import jaxrnn
 from tests.cells import DEEP, numpy_unroll, problem
-from tests.tolerances import FLOAT32, FLOAT64, x64
+from tests.tolerances import FLOAT64, x64
 
 H, T = 4, 6
 untyped: Any = jaxrnn
@@ -26,6 +26,7 @@ def flat(tree):
     return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("row", DEEP)
 def test_states_are_those_after_each_step(row):
     cell = row.make(H)
@@ -35,7 +36,7 @@ def test_states_are_those_after_each_step(row):
     for t in range(T):
         until, _ = jaxrnn.unroll(cell, params, inputs[: t + 1], state)
         here = jax.tree.map(lambda leaf, t=t: leaf[t], states)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), here, until)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), here, until)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[-1], b), states, final)
 
 
@@ -76,6 +77,7 @@ def test_time_may_come_after_the_batch(batch):
     assert swapped[1].shape == (*batch, T, H)
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("row", DEEP)
 def test_windows_equal_one_long_call(row):
     cell = row.make(H)
@@ -83,8 +85,8 @@ def test_windows_equal_one_long_call(row):
     final, outputs = jaxrnn.unroll(cell, params, inputs, state)
     middle, first = jaxrnn.unroll(cell, params, inputs[:2], state)
     last, second = jaxrnn.unroll(cell, params, inputs[2:], middle)
-    np.testing.assert_allclose(jnp.concatenate([first, second]), outputs, **FLOAT32)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), last, final)
+    np.testing.assert_allclose(jnp.concatenate([first, second]), outputs, **FLOAT64)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), last, final)
 
 
 @pytest.mark.parametrize("row", DEEP)
@@ -115,12 +117,13 @@ def test_nan_stays_visible_and_in_its_sequence(gru):
     assert np.isfinite(outputs[:, 1]).all()
 
 
+@pytest.mark.usefixtures("float64")
 def test_scan_unrolled_is_the_same(gru):
     cell, params, inputs, state = gru
     wanted = jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.scan())
     for steps in (2, 4, T, T + 3):
         got = jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.scan(steps))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), got, wanted)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
     assert jaxrnn.scan(4) == jaxrnn.scan(unroll=4)
 
 
@@ -164,12 +167,13 @@ def test_hessian_is_the_slope_of_the_gradient(row):
         np.testing.assert_allclose(hessian @ direction.ravel(), slope, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("row", DEEP)
 def test_vmap_over_seeds_inputs_and_gradients(row):
     cell = row.make(H)
     keys = jax.random.split(jax.random.key(0), 3)
     inputs = jax.random.normal(jax.random.key(1), (3, T, 2, 5))
-    params = jax.vmap(lambda key: cell.init(key, 5))(keys)
+    params = jax.vmap(lambda key: cell.init(key, 5, dtype=inputs.dtype))(keys)
 
     def loss(params, inputs):
         return jnp.square(jaxrnn.unroll(cell, params, inputs)[1]).sum()
@@ -182,9 +186,10 @@ def test_vmap_over_seeds_inputs_and_gradients(row):
         for got, x in ((both, inputs[number]), (seeds, inputs[0])):
             here = jax.tree.map(lambda leaf, number=number: leaf[number], got)
             wanted = single(one, x)
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), here, wanted)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), here, wanted)
 
 
+@pytest.mark.usefixtures("float64")
 def test_per_example_gradients(gru):
     cell, params, inputs, _ = gru
 
@@ -193,7 +198,7 @@ def test_per_example_gradients(gru):
 
     each = jax.jit(jax.vmap(jax.grad(loss), (None, 1)))(params, inputs)
     whole = jax.jit(jax.grad(loss))(params, inputs)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a.sum(0), b, **FLOAT32), each, whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a.sum(0), b, **FLOAT64), each, whole)
 
 
 def test_a_weakly_typed_state_is_traced_once():
