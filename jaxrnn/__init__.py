@@ -23,7 +23,7 @@ from jaxrnn.cells import (
     gru,
     lstm,
 )
-from jaxrnn.engines import hoisted, scan
+from jaxrnn.engines import EngineChoice, checkpointed, choose_engine, hoisted, scan, sharded
 from jaxrnn.layers import (
     DenseParams,
     Layer,
@@ -43,6 +43,7 @@ __all__ = [
     "DenseParams",
     "ElmanParams",
     "ElmanState",
+    "EngineChoice",
     "FitResult",
     "GRUParams",
     "GRUState",
@@ -54,6 +55,8 @@ __all__ = [
     "NonFiniteError",
     "TrainState",
     "bidirectional",
+    "checkpointed",
+    "choose_engine",
     "dense",
     "diagnostics",
     "dropout",
@@ -70,6 +73,7 @@ __all__ = [
     "rnn",
     "scan",
     "serial",
+    "sharded",
     "tasks",
     "train_step",
     "unroll",

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
-from jaxrnn.engines import Engine, hoisted, scan
+from jaxrnn.engines import Engine, checked_engine, choose_engine
 
 
 def unroll(
@@ -47,8 +47,7 @@ def unroll(
         time_major: whether time is the first axis. If not, inputs are `(*batch, T, I)`, and time
             takes the same place in what is returned.
         return_states: whether to return every step's state, as it is after the step, too.
-        engine: how to run it, such as `scan(unroll=4)`. None takes `hoisted()` for gated cells,
-            which makes gradients faster, and `scan()` for others.
+        engine: how to run it, such as `scan(unroll=4)`; None takes that of `choose_engine`.
 
     Returns:
         `(state, outputs)`: the state after the last step and the outputs `(T, *batch, H)`. With
@@ -68,10 +67,8 @@ def unroll(
     """
     if not isinstance(cell, Cell):
         raise TypeError(f"cell: got {_check.describe(cell)}, wanted a jaxrnn.Cell")
-    if engine is None:
-        engine = default_engine(cell)
-    if not isinstance(engine, Engine):
-        raise TypeError(f"engine: got {_check.describe(engine)}, wanted one such as jaxrnn.scan()")
+    if engine is not None:
+        checked_engine(engine)
     reverse = _check.flag("reverse", reverse)
     return_states = _check.flag("return_states", return_states)
     axes = "(T, *batch, features)"
@@ -84,6 +81,8 @@ def unroll(
     if state is None:
         state = cell.initial_state(batch_shape, dtype=inputs.dtype)
     cell.check(params, state, inputs, batch_shape=batch_shape)
+    if engine is None:
+        engine = choose_engine(cell, inputs).engine
     # A weakly typed state would make JAX trace the loop twice.
     state = jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), state)
 
@@ -94,11 +93,6 @@ def unroll(
         move = functools.partial(jnp.moveaxis, source=0, destination=len(batch_shape))
         outputs, states = jax.tree.map(move, (outputs, states))
     return (state, outputs, states) if return_states else (state, outputs)
-
-
-def default_engine(cell: Cell) -> Engine:
-    """Return the engine that `unroll` takes for a cell if none is given."""
-    return scan() if cell.structure is None else hoisted()
 
 
 # Jitted, so that a call outside of any jit compiles once for equal settings rather than each time;

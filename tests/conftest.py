@@ -4,6 +4,9 @@ import pytest
 from tests.cells import CELLS
 from tests.tolerances import x64
 
+# For the engine that divides the batch over devices; nothing else looks at the second.
+jax.config.update("jax_num_cpu_devices", 2)
+
 _compilations = 0
 
 

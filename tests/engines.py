@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+
 import jaxrnn
 
 
@@ -22,7 +24,15 @@ def gated(cell):
     return isinstance(cell.structure, jaxrnn.Gated)
 
 
+def on_two_devices(cell):
+    return len(jax.devices()) >= 2
+
+
 ENGINES = [
     EngineRow("scan(3)", jaxrnn.scan(3), any_cell),
     EngineRow("hoisted", jaxrnn.hoisted(), gated),
+    EngineRow("hoisted(2)", jaxrnn.hoisted(2), gated),
+    EngineRow("checkpointed(2)", jaxrnn.checkpointed(2), any_cell),
+    EngineRow("checkpointed(3, scan)", jaxrnn.checkpointed(3, jaxrnn.scan()), any_cell),
+    EngineRow("sharded", jaxrnn.sharded(2), on_two_devices),
 ]

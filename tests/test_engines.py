@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn._unroll import default_engine
 from tests.cells import CELLS, problem, randomised
 from tests.engines import ENGINES
 from tests.tolerances import FLOAT64, x64
@@ -145,9 +144,27 @@ def test_vmap(cell, engine):
             compare(cell, engine, derivative, seeds, sequences)
 
 
-def test_the_default_hoists_what_it_can():
-    assert default_engine(jaxrnn.lstm(H)) == jaxrnn.hoisted()
-    assert default_engine(jaxrnn.gru(H, reset_after=False)) == jaxrnn.scan()
+def test_the_choice_gives_its_reason():
+    inputs = jax.ShapeDtypeStruct((T, 2, 3), jnp.float32)
+    choice = jaxrnn.choose_engine(jaxrnn.lstm(H), inputs)
+    assert choice.engine == jaxrnn.hoisted()
+    assert choice.reason.startswith("lstm shows a gated structure")
+    choice = jaxrnn.choose_engine(jaxrnn.gru(H, reset_after=False), inputs)
+    assert choice.engine == jaxrnn.scan()
+    assert choice.reason.startswith("gru_reset_before shows no structure")
+
+
+def test_the_choice_keeps_no_more_states_than_fit():
+    cell = jaxrnn.lstm(64)
+    few, many = (jax.ShapeDtypeStruct((T, 1, 8), jnp.float32) for T in (10**6, 10**7))
+    assert jaxrnn.choose_engine(cell, few).engine == jaxrnn.hoisted()
+    choice = jaxrnn.choose_engine(cell, many)
+    assert choice.engine == jaxrnn.checkpointed()
+    assert "10000000 steps would take 4.8 GiB" in choice.reason
+    with pytest.raises(TypeError, match="cell: got str"):
+        jaxrnn.choose_engine("lstm", few)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="inputs: got tuple"):
+        jaxrnn.choose_engine(cell, (10, 1, 8))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("engine", [jaxrnn.scan(), jaxrnn.hoisted()])
@@ -214,3 +231,4 @@ def test_hoisted_leaves_no_weight_gradient_in_the_loop():
 
     assert weight_gradients_in_loops(jaxrnn.scan()) == 2
     assert weight_gradients_in_loops(jaxrnn.hoisted()) == 0
+    assert weight_gradients_in_loops(None) == 0  # the default

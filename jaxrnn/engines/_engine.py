@@ -3,6 +3,7 @@
 import abc
 from typing import Any
 
+from jaxrnn import _check
 from jaxrnn._cell import Cell
 
 
@@ -20,3 +21,20 @@ class Engine(abc.ABC):
 
         Arguments have been checked, and time is the first axis of inputs.
         """
+
+
+def checked_engine(engine: Any) -> Engine:
+    """Return `engine`, an engine."""
+    if not isinstance(engine, Engine):
+        raise TypeError(f"engine: got {_check.describe(engine)}, wanted one such as jaxrnn.scan()")
+    return engine
+
+
+def checked_chunk(chunk: int | None, steps: int) -> int | None:
+    """Return `chunk`, None or no longer than the sequence; one of no steps has chunks of any."""
+    if chunk is not None and chunk > steps > 0:
+        raise ValueError(
+            f"chunk: got {chunk} for inputs of {steps} steps, wanted at most {steps}; "
+            "None chooses, as does an engine without chunks, scan()"
+        )
+    return chunk

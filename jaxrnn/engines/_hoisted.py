@@ -1,22 +1,37 @@
 """The hoisted engine: weight and input gradients leave the backward loop."""
 
 import dataclasses
+import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import PyTree
 
+from jaxrnn import _check
 from jaxrnn._cell import Cell, Gated
-from jaxrnn.engines._engine import Engine
+from jaxrnn.engines._chunks import nearby_divisor, scan_chunks, scan_distinct
+from jaxrnn.engines._engine import Engine, checked_chunk
 from jaxrnn.engines._linear import linear_with_transpose
 from jaxrnn.engines._scan import Scan
+
+# What one chunk's projections, recurrent products and their cotangents may take, in bytes. On a CPU
+# that is about what its caches hold: longer chunks go through main memory, and pay for fresh pages
+# of it, at each step; shorter ones make products too small for several cores. An accelerator wants
+# few and large products.
+_WORKING_SET = {"cpu": 8 * 2**20}
+_WORKING_SET_OF_ACCELERATORS = 256 * 2**20
+# Up to so many chunks are better run as one: what a chunk costs is more than the cache gains.
+_FEW_CHUNKS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Hoisted(Engine):
     """The engine that `hoisted` makes."""
+
+    chunk: int | None
 
     def __call__(
         self, cell: Cell, params: Any, state: Any, inputs: Any, *, reverse: bool, keep_states: bool
@@ -26,28 +41,34 @@ class Hoisted(Engine):
         if gated is None:
             raise ValueError(
                 f"engine: got hoisted() for {cell.name}, which shows no gated structure; "
-                "wanted one that works on any cell: scan()"
+                "wanted one that works on any cell: scan() or checkpointed()"
             )
+        chunk = checked_chunk(self.chunk, inputs.shape[0])
+        options = _Options(gated, chunk or chunk_length(gated, params, state, inputs), reverse)
+
+        def plain(params, state, inputs):
+            final, outputs, states = _forward(options, params, state, inputs)
+            return final, outputs, states if keep_states else None
 
         def reference(params, state, inputs):
             return Scan(unroll=1)(
                 cell, params, state, inputs, reverse=reverse, keep_states=keep_states
             )
 
-        run: Any = jax.custom_jvp(reference)
+        run: Any = jax.custom_jvp(plain)
 
         @run.defjvp
         def differentiated(primals, tangents):
-            out, saved = _forward(gated, *primals, reverse=reverse, keep_states=keep_states)
+            final, outputs, states = _forward(options, *primals)
             tangents_out = linear_with_transpose(
                 lambda residuals, tangents: jax.jvp(reference, residuals[0], tangents)[1],
                 lambda residuals, cotangents: _backward(
-                    gated, residuals[0], residuals[1], cotangents, reverse=reverse
+                    options, residuals[0], residuals[1], cotangents
                 ),
-                (primals, saved),
+                (primals, states),
                 tangents,
             )
-            return out, tangents_out
+            return (final, outputs, states if keep_states else None), tangents_out
 
         # Integers, such as a count of steps in the state, have no gradient to hoist.
         everything = params, jax.eval_shape(gated, params, state, _first(inputs))
@@ -57,7 +78,7 @@ class Hoisted(Engine):
         return (run if floating else reference)(params, state, inputs)
 
 
-def hoisted() -> Hoisted:
+def hoisted(chunk: int | None = None) -> Hoisted:
     """Make the engine for training gated cells: all weight gradients are taken after the loop.
 
     Going back in time needs only the cotangent of the state,
@@ -69,14 +90,28 @@ def hoisted() -> Hoisted:
     one large product gives the gradient of each weight, and one that of the inputs, where `scan`
     does a small product and a sum over the whole weight in every step.
 
+    It works on a chunk of steps at a time. Forward, `project` is one large product for each chunk.
+    Backward, `project` and `recur` are computed again, each as one large product, from inputs and
+    states, so that of every step only its state is kept: a third of what `scan` keeps.
+
     Values and gradients are those of `scan`, in every mode and order of differentiation. Forward
     mode gains nothing here, and keeps what only reverse mode needs, O(T) memory: take `scan` there
     if T is huge. Under `vmap` each example has a weight gradient of its own, so give the batch as
     dimensions of the inputs where you can.
 
+    Args:
+        chunk: how many steps a chunk has. None takes as many as the caches of a CPU hold, or the
+            whole sequence if it is not much more than that. If T is no multiple of it, the steps
+            that are left over are compiled for themselves.
+
     Returns:
         An engine for `unroll(..., engine=...)`. With a cell that has no gated structure `unroll`
-        raises a ValueError; with integers in params, state or output it runs as `scan`.
+        raises a ValueError, and with a chunk longer than the sequence; with integers in params,
+        state or output it runs as `scan`.
+
+    Raises:
+        TypeError: if `chunk` is not an integer.
+        ValueError: if it is below 1.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -93,59 +128,143 @@ def hoisted() -> Hoisted:
         Appleyard, Kocisky and Blunsom, "Optimizing performance of recurrent neural networks on
         GPUs", 2016 (the weight gradient as one product).
     """
-    return Hoisted()
+    return Hoisted(None if chunk is None else _check.size("chunk", chunk))
 
 
-def _forward(
-    gated: Gated, params: Any, state: Any, inputs: Any, *, reverse: bool, keep_states: bool
-) -> tuple[Any, Any]:
-    """Run the cell; return what the reference does, and what going back needs of every step."""
+def hoisted_where_it_can(cell: Cell) -> Engine:
+    """Return `hoisted()` for gated cells, and `scan()` for others."""
+    return Scan(unroll=1) if cell.structure is None else Hoisted(chunk=None)
 
-    def body(state, inputs):
-        projected, recurrent = gated.project(params, inputs), gated.recur(params, state)
-        (new_state, output), pullback = jax.vjp(gated.activate, params, state, projected, recurrent)
-        return new_state, (output, new_state if keep_states else None, state, pullback)
 
-    final, (outputs, states, previous, pullbacks) = lax.scan(body, state, inputs, reverse=reverse)
-    return (final, outputs, states), (previous, pullbacks)
+def chunk_length(gated: Gated, params: Any, state: Any, inputs: Any) -> int:
+    """Return how many steps a chunk should have for such arguments."""
+    projected = jax.eval_shape(gated.project, params, _first(inputs))
+    recurrent = jax.eval_shape(gated.recur, params, state)
+    leaves = jax.tree.leaves((projected, recurrent, recurrent))
+    step = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    target = _WORKING_SET.get(jax.default_backend(), _WORKING_SET_OF_ACCELERATORS) // max(step, 1)
+    steps = inputs.shape[0]
+    if steps <= _FEW_CHUNKS * target:
+        return max(steps, 1)
+    return nearby_divisor(steps, max(target, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """What to run, how many steps at a time, and in which direction."""
+
+    gated: Gated
+    chunk: int
+    reverse: bool
+
+
+def _forward(options: _Options, params: Any, state: Any, inputs: Any) -> tuple[Any, Any, Any]:
+    """Return the last state, and every step's output and state."""
+    gated, chunk, reverse = options.gated, options.chunk, options.reverse
+
+    def run_chunk(state, _, inputs):
+        def body(state, projected):
+            recurrent = gated.recur(params, state)
+            state, output = gated.activate(params, state, projected, recurrent)
+            return state, (output, state)
+
+        return scan_distinct(body, state, gated.project(params, inputs), reverse=reverse)
+
+    final, (outputs, states) = scan_chunks(
+        run_chunk, state, None, inputs, steps=inputs.shape[0], chunk=chunk, reverse=reverse
+    )
+    return final, outputs, states
 
 
 def _backward(
-    gated: Gated,
-    primals: tuple[Any, Any, Any],
-    saved: tuple[Any, Any],
-    cotangents: tuple[Any, Any, Any],
-    *,
-    reverse: bool,
+    options: _Options, primals: tuple[Any, Any, Any], states: Any, cotangents: tuple[Any, Any, Any]
 ) -> tuple[Any, Any, Any]:
     """Return the cotangents of params, first state and inputs."""
+    gated, chunk, reverse = options.gated, options.chunk, options.reverse
     params, state, inputs = primals
-    previous, pullbacks = saved
     d_final, d_outputs, d_states = cotangents
     used = _params_that_activate_uses(gated, params, state, inputs)
+    axes = inputs.ndim - 1  # time and batch: all that a product sums over
 
-    def body(carry, step):
-        d_state, d_used = carry
-        previous, pullback, d_output, d_kept = step
-        if d_kept is not None:
-            d_state = _add(d_state, d_kept)
-        d_params, d_state, d_projected, d_recurrent = pullback((d_state, d_output))
-        d_used = _add(d_used, _pick(used, d_params))
-        _, through_recur = jax.vjp(lambda state: gated.recur(params, state), previous)
-        return (_add(d_state, *through_recur(d_recurrent)), d_used), (d_projected, d_recurrent)
+    def run_chunk(carry, entering, of_steps):
+        d_state, d_params = carry
+        inputs, states, d_outputs, d_states = of_steps
+        previous = _shifted(entering, states, reverse=reverse)
+        projected, through_project = jax.vjp(
+            lambda *both: _merged(functools.partial(gated.project, both[0]), both[1], axes),
+            params,
+            inputs,
+        )
+        recurrent, through_recur = jax.vjp(
+            lambda params: _merged(functools.partial(gated.recur, params), previous, axes), params
+        )
 
-    zeros = jax.tree.map(jnp.zeros_like, _pick(used, params))
-    (d_state, d_used), (d_projected, d_recurrent) = lax.scan(
-        body, (d_final, zeros), (previous, pullbacks, d_outputs, d_states), reverse=not reverse
+        def body(carry, step):
+            d_state, d_used = carry
+            previous, projected, recurrent, d_output, d_kept = step
+            if d_kept is not None:
+                d_state = _add(d_state, d_kept)
+            _, through_activate = jax.vjp(gated.activate, params, previous, projected, recurrent)
+            d_here, d_state, d_projected, d_recurrent = through_activate((d_state, d_output))
+            _, back_to_state = jax.vjp(lambda state: gated.recur(params, state), previous)
+            d_state = _add(d_state, *back_to_state(d_recurrent))
+            return (d_state, _add(d_used, _pick(used, d_here))), (d_projected, d_recurrent)
+
+        zeros = jax.tree.map(jnp.zeros_like, _pick(used, params))
+        (d_state, d_used), (d_projected, d_recurrent) = scan_distinct(
+            body,
+            (d_state, zeros),
+            (previous, projected, recurrent, d_outputs, d_states),
+            reverse=not reverse,
+        )
+        d_by_project, d_inputs = through_project(d_projected)
+        d_params = _add(d_params, _add(d_by_project, *through_recur(d_recurrent)))
+        return (d_state, _add_at(used, d_params, d_used)), d_inputs
+
+    (d_state, d_params), d_inputs = scan_chunks(
+        run_chunk,
+        (d_final, jax.tree.map(jnp.zeros_like, params)),
+        _entering(state, states, chunk, reverse=reverse),
+        (inputs, states, d_outputs, d_states),
+        steps=inputs.shape[0],
+        chunk=chunk,
+        reverse=not reverse,
     )
-    _, through_recur = jax.vjp(lambda params: gated.recur(params, previous), params)
-    _, through_project = jax.vjp(gated.project, params, inputs)
-    d_params, d_inputs = through_project(d_projected)
-    d_params = _add(d_params, *through_recur(d_recurrent))
-    leaves, tree = jax.tree.flatten(d_params)
-    for number, extra in zip(used, d_used, strict=True):
-        leaves[number] = leaves[number] + extra
-    return tree.unflatten(leaves), d_state, d_inputs
+    return d_params, d_state, d_inputs
+
+
+def _entering(state: PyTree, states: PyTree, chunk: int, *, reverse: bool) -> PyTree:
+    """Return the state that each chunk starts from, given that after every step."""
+
+    def entering(first, after):
+        if reverse:
+            return jnp.concatenate([after[chunk::chunk], first[None]])
+        return jnp.concatenate([first[None], after[chunk - 1 : -1 : chunk]])
+
+    return jax.tree.map(entering, state, states)
+
+
+def _shifted(entering: PyTree, states: PyTree, *, reverse: bool) -> PyTree:
+    """Return the states before a chunk's steps: that entering it, then those after each step."""
+
+    def shifted(first, after):
+        if reverse:
+            return jnp.concatenate([after, first[None]])[1:]
+        return jnp.concatenate([first[None], after])[:-1]
+
+    return jax.tree.map(shifted, entering, states)
+
+
+def _merged(function: Callable[[PyTree], PyTree], tree: PyTree, axes: int) -> PyTree:
+    """Apply a function of arrays with any leading axes to arrays with so many, as if with one.
+
+    XLA's products over several axes are slower than those over one.
+    """
+    leaves = jax.tree.leaves(tree)
+    leading = leaves[0].shape[:axes] if leaves else ()
+    count = math.prod(leading)
+    merged = jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[axes:]), tree)
+    return jax.tree.map(lambda leaf: leaf.reshape(*leading, *leaf.shape[1:]), function(merged))
 
 
 def _params_that_activate_uses(gated: Gated, params: Any, state: Any, inputs: Any) -> list[int]:
@@ -171,3 +290,10 @@ def _pick(numbers: list[int], tree: PyTree) -> list[Any]:
 
 def _add(left: PyTree, right: PyTree) -> PyTree:
     return jax.tree.map(jnp.add, left, right)
+
+
+def _add_at(numbers: list[int], tree: PyTree, extra: list[Any]) -> PyTree:
+    leaves, structure = jax.tree.flatten(tree)
+    for number, more in zip(numbers, extra, strict=True):
+        leaves[number] = leaves[number] + more
+    return structure.unflatten(leaves)

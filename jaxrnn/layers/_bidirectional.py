@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
-from jaxrnn.layers._layer import Layer
+from jaxrnn.layers._layer import Layer, output_size
 from jaxrnn.layers._rnn import rnn
 
 
@@ -83,4 +83,11 @@ def bidirectional(
         (forward_state, forwards), (backward_state, backwards) = runs
         return (forward_state, backward_state), jnp.concatenate([forwards, backwards], axis=-1)
 
-    return Layer(init, initial_state, apply, name=f"bidirectional({forward.name})")
+    def output_size_of_both(params: Any, input_size: int, dtype: Any) -> int:
+        return sum(
+            output_size(direction, of_direction, input_size, dtype)
+            for direction, of_direction in zip(directions, params, strict=True)
+        )
+
+    name = f"bidirectional({forward.name})"
+    return Layer(init, initial_state, apply, name, output_size_of_both)

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layer:
@@ -20,6 +23,8 @@ class Layer:
             None is the initial one. With a key the layer trains, and draws what it needs at random;
             without, it evaluates.
         name: what error messages call the layer.
+        output_size: `(params, input_size, dtype) -> O`, the number of features of the outputs. None
+            has it found by `apply`, abstractly and on a single step.
 
     Example:
         A layer that doubles its inputs:
@@ -39,6 +44,7 @@ class Layer:
     initial_state: Callable[..., Any]
     apply: Callable[..., tuple[Any, Any]]
     name: str = "layer"
+    output_size: Callable[..., int] | None = None
 
     def __repr__(self) -> str:
         return f"Layer({self.name})"
@@ -48,3 +54,16 @@ def no_state(batch_shape: tuple[int, ...] = (), *, dtype: Any = None) -> tuple[(
     """The `initial_state` of a layer that carries nothing."""
     del batch_shape, dtype
     return ()
+
+
+def output_size(layer: Layer, params: Any, input_size: int | None, dtype: Any) -> int:
+    """Return how many features a layer's outputs have for inputs with so many."""
+    if layer.output_size is not None:
+        return layer.output_size(params, input_size, dtype)
+    one_step = (
+        jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        if input_size is None
+        else jax.ShapeDtypeStruct((1, 1, input_size), dtype)
+    )
+    _, outputs = jax.eval_shape(lambda p, x: layer.apply(p, None, x), params, one_step)
+    return outputs.shape[-1]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 from jaxtyping import Array, Float
 
 from jaxrnn import _check
@@ -48,7 +49,17 @@ def rnn(
         state, outputs = unroll(cell, params, inputs, state, reverse=reverse, engine=engine)
         return state, outputs if return_sequences else last_output(outputs, reverse=reverse)
 
-    return Layer(cell.init, cell.initial_state, apply, name=f"rnn({cell.name})")
+    # Of the cell itself: an engine may want more than one step, or more than one sequence.
+    def output_size(params: Any, input_size: int, dtype: Any) -> int:
+        _, output = jax.eval_shape(
+            cell.step,
+            params,
+            jax.eval_shape(lambda: cell.initial_state(dtype=dtype)),
+            jax.ShapeDtypeStruct((input_size,), dtype),
+        )
+        return output.shape[-1]
+
+    return Layer(cell.init, cell.initial_state, apply, f"rnn({cell.name})", output_size)
 
 
 def last_output(outputs: Float[Array, "T ..."], *, reverse: bool) -> Float[Array, "..."]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, Shaped
 
 from jaxrnn import _check
-from jaxrnn.layers._layer import Layer
+from jaxrnn.layers._layer import Layer, output_size
 
 
 def serial(*layers: Layer) -> Layer:
@@ -52,7 +52,7 @@ def serial(*layers: Layer) -> Layer:
             layer = layers[number]
             with _named(number, layer):
                 params.append(layer.init(key_of_layer, input_size, dtype=dtype))
-                input_size = _output_size(layer, params[-1], input_size, dtype)
+                input_size = output_size(layer, params[-1], input_size, dtype)
         return tuple(params)
 
     def initial_state(batch_shape: tuple[int, ...] = (), *, dtype: Any = jnp.float32):
@@ -76,18 +76,13 @@ def serial(*layers: Layer) -> Layer:
             new_states.append(new_state)
         return tuple(new_states), inputs
 
-    return Layer(init, initial_state, apply, name=f"serial({len(layers)} layers)")
+    def output_size_of_stack(params: Any, input_size: int | None, dtype: Any) -> Any:
+        for layer, of_layer in zip(layers, params, strict=True):
+            input_size = output_size(layer, of_layer, input_size, dtype)
+        return input_size
 
-
-def _output_size(layer: Layer, params: PyTree, input_size: int | None, dtype: Any) -> int:
-    """Ask a layer how many features its outputs have, by running it abstractly on one step."""
-    one_step = (
-        jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        if input_size is None
-        else jax.ShapeDtypeStruct((1, 1, input_size), dtype)
-    )
-    _, outputs = jax.eval_shape(lambda p, x: layer.apply(p, None, x), params, one_step)
-    return outputs.shape[-1]
+    name = f"serial({len(layers)} layers)"
+    return Layer(init, initial_state, apply, name, output_size_of_stack)
 
 
 @contextlib.contextmanager

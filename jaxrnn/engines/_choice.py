@@ -1,0 +1,71 @@
+"""Which engine to run a cell with, and why."""
+
+import math
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxrnn import _check
+from jaxrnn._cell import Cell
+from jaxrnn.engines._checkpointed import checkpointed
+from jaxrnn.engines._engine import Engine
+from jaxrnn.engines._hoisted import hoisted_where_it_can
+
+# States that take more than this, in bytes, are not all kept.
+_MEMORY = 2**30
+
+
+class EngineChoice(NamedTuple):
+    """An engine, and the reason why `choose_engine` chose it."""
+
+    engine: Engine
+    reason: str
+
+
+def choose_engine(
+    cell: Cell, inputs: Float[Array, "T *batch I"] | jax.ShapeDtypeStruct
+) -> EngineChoice:
+    """Choose the engine that `unroll` takes if it is given none, and say why.
+
+    Args:
+        cell: the cell.
+        inputs: the sequence `(T, *batch, I)`; of its entries none is looked at, so that
+            `jax.ShapeDtypeStruct((T, B, I), jnp.float32)` will do.
+
+    Returns:
+        The engine and the reason.
+
+    Raises:
+        TypeError: if `cell` is not a cell or `inputs` not floating.
+        ValueError: if `inputs` has less than two axes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> inputs = jax.ShapeDtypeStruct((200, 32, 64), jnp.float32)
+        >>> choice = jaxrnn.choose_engine(jaxrnn.gru(128), inputs)
+        >>> choice.engine
+        Hoisted(chunk=None)
+        >>> print(choice.reason)
+        gru shows a gated structure, so weight gradients can leave the backward loop
+    """
+    if not isinstance(cell, Cell):
+        raise TypeError(f"cell: got {_check.describe(cell)}, wanted a jaxrnn.Cell")
+    _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
+    steps, *batch_shape, _ = inputs.shape
+    state = jax.eval_shape(lambda: cell.initial_state(tuple(batch_shape), dtype=inputs.dtype))
+    need = steps * sum(
+        math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
+    )
+    if need > _MEMORY:
+        return EngineChoice(
+            checkpointed(),
+            f"the states of all {steps} steps would take {need / 2**30:.1f} GiB, so only the one "
+            "at the start of each chunk is kept",
+        )
+    reason = (
+        f"{cell.name} shows no structure that another engine could use"
+        if cell.structure is None
+        else f"{cell.name} shows a gated structure, so weight gradients can leave the backward loop"
+    )
+    return EngineChoice(hoisted_where_it_can(cell), reason)

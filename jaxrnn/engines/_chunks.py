@@ -1,0 +1,106 @@
+"""Scans that engines are made of: over chunks of steps, and without storing anything twice."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import PyTree
+
+
+def nearby_divisor(length: int, target: int) -> int:
+    """Return the divisor of `length` nearest to `target`, or `target` if none is within twice.
+
+    With a divisor all chunks are equal. Otherwise the last one is shorter, and has to be compiled
+    for itself.
+    """
+    if length <= target:
+        return max(length, 1)
+    low, high = -(-target // 2), min(2 * target, length)
+    divisors = [n for n in range(low, high + 1) if length % n == 0]
+    return min(divisors, key=lambda n: max(n / target, target / n), default=target)
+
+
+def scan_chunks(
+    function: Callable[[Any, PyTree, PyTree], tuple[Any, PyTree]],
+    carry: Any,
+    per_chunk: PyTree,
+    per_step: PyTree,
+    *,
+    steps: int,
+    chunk: int,
+    reverse: bool,
+) -> tuple[Any, PyTree]:
+    """Scan over chunks of a sequence, the last of which may be shorter.
+
+    Args:
+        function: `(carry, of_chunk, of_steps) -> (carry, outputs)`, outputs with an entry for each
+            step of the chunk.
+        carry: what the first chunk to run gets.
+        per_chunk: a pytree with an entry for each chunk.
+        per_step: a pytree with an entry for each step.
+        steps: how many steps there are.
+        chunk: how many a chunk has.
+        reverse: whether to begin with the last chunk.
+
+    Returns:
+        The last carry, and the outputs of all steps.
+    """
+    count = steps // chunk
+    if count == 0 or steps == chunk:
+        return function(carry, _each(lambda a: a[0], per_chunk), per_step)
+
+    def whole(carry):
+        chunks = _each(lambda a: a[: count * chunk].reshape(count, chunk, *a.shape[1:]), per_step)
+        carry, outputs = lax.scan(
+            lambda carry, xs: function(carry, *xs),
+            carry,
+            (_each(lambda a: a[:count], per_chunk), chunks),
+            reverse=reverse,
+        )
+        return carry, _each(lambda a: a.reshape(count * chunk, *a.shape[2:]), outputs)
+
+    def rest(carry):
+        return function(
+            carry,
+            _each(lambda a: a[count], per_chunk),
+            _each(lambda a: a[count * chunk :], per_step),
+        )
+
+    if steps % chunk == 0:
+        return whole(carry)
+    if reverse:
+        carry, last = rest(carry)
+        carry, first = whole(carry)
+    else:
+        carry, first = whole(carry)
+        carry, last = rest(carry)
+    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), first, last)
+
+
+def scan_distinct(
+    body: Callable[[Any, Any], tuple[Any, PyTree]], carry: Any, xs: PyTree, *, reverse: bool
+) -> tuple[Any, PyTree]:
+    """Do as `lax.scan`, but store only once what the body returns in several places.
+
+    A hidden state that is the output too is the commonest such thing.
+    """
+    places: Any = None
+
+    def distinct(carry, x):
+        nonlocal places
+        carry, outputs = body(carry, x)
+        leaves, tree = jax.tree.flatten(outputs)
+        kept = {id(leaf): leaf for leaf in leaves}
+        order = list(kept)
+        places = tree, [order.index(id(leaf)) for leaf in leaves]
+        return carry, list(kept.values())
+
+    carry, kept = lax.scan(distinct, carry, xs, reverse=reverse)
+    tree, order = places
+    return carry, tree.unflatten([kept[number] for number in order])
+
+
+def _each(function: Callable[[jax.Array], jax.Array], tree: PyTree) -> PyTree:
+    return jax.tree.map(function, tree)
