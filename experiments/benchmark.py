@@ -4,8 +4,9 @@ Forward runs a cell over a sequence from a zero state and returns all outputs an
 gradient is that of the outputs' sum of squares with respect to parameters and inputs. Every
 framework gets inputs of the same shape, on the device, in the layout that it runs fastest in, and
 keeps its own biases; JAX functions are jitted. Contenders take turns within one process, in a new
-order each round, so that whatever else the machine does hits all alike. With --scaling: time and
-memory of jaxrnn's gradient against the length of the sequence.
+order each round, so that whatever else the machine does hits all alike. With --devices 2 the batch
+is divided over two devices of the CPU too. With --scaling: time and memory of jaxrnn's gradient
+against the length of the sequence. With --training: characters per second of a whole training step.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import optax
 from jax import lax
 from matplotlib.lines import Line2D
 
@@ -52,9 +54,13 @@ SHAPES = [
 ]
 LENGTHS = [100, 1000, 10_000, 100_000, 1_000_000]
 
-# A row for each engine; those that this jaxrnn doesn't have yet are no rows.
-ENGINES = {"default": None, "scan": jaxrnn.scan(), "unroll4": jaxrnn.scan(unroll=4)} | {
-    name: getattr(jaxrnn, name)() for name in ("hoisted", "checkpointed") if hasattr(jaxrnn, name)
+ENGINES = {
+    "default": None,
+    "scan": jaxrnn.scan(),
+    "unroll4": jaxrnn.scan(unroll=4),
+    "hoisted": jaxrnn.hoisted(),
+    "checkpointed": jaxrnn.checkpointed(),
+    "sharded": jaxrnn.sharded(),
 }
 
 # A sample shorter than this says more of the clock and the dispatch than of the computation.
@@ -289,7 +295,10 @@ def prepare_torch(problem: Problem, pass_: str, seed: int) -> Program:
 
 CONTENDERS = {
     f"jaxrnn-{name}": jax_contender(
-        functools.partial(jaxrnn_model, engine), group="jaxrnn", package="jaxrnn"
+        functools.partial(jaxrnn_model, engine),
+        # On several devices it is no rival of what runs on one.
+        group="sharded" if name == "sharded" else "jaxrnn",
+        package="jaxrnn",
     )
     for name, engine in ENGINES.items()
 } | {
@@ -304,8 +313,10 @@ CONTENDERS = {
     "pytorch": Contender("PyTorch", "torch", "TB", prepare_torch),
 }
 
-# No peer unrolls its loop by default either.
-DEFAULT_CONTENDERS = [name for name in CONTENDERS if name != "jaxrnn-unroll4"]
+# The default is one of the others, and no peer unrolls its loop by default.
+DEFAULT_CONTENDERS = [
+    name for name in CONTENDERS if name not in ("jaxrnn-default", "jaxrnn-unroll4")
+]
 
 
 def why_left_out(name: str, dtype: str) -> str | None:
@@ -314,6 +325,8 @@ def why_left_out(name: str, dtype: str) -> str | None:
     if importlib.util.find_spec(contender.package) is None:
         return f"the package {contender.package} is not installed"
     on_gpu = jax.default_backend() == "gpu"
+    if contender.group == "sharded" and len(jax.devices()) < 2:
+        return "there is one device only; --devices makes more of a CPU"
     if contender.gpu_only and not on_gpu:
         return "it needs a GPU"
     if contender.gpu_only and dtype != "float32":
@@ -398,6 +411,7 @@ def prepare(problem: Problem, pass_: str, names: Iterable[str], seed: int) -> di
         name: CONTENDERS[name].prepare(problem, pass_, seed)
         for name in names
         if problem.cell in CONTENDERS[name].cells
+        and not (CONTENDERS[name].group == "sharded" and problem.batch % len(jax.devices()))
     }
 
 
@@ -443,7 +457,8 @@ def compare(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
     Ratios are how many times faster jaxrnn is. None if jaxrnn didn't run.
     """
-    ours, peer, torch = (fastest(rows, group) for group in ("jaxrnn", "JAX", "PyTorch"))
+    groups = ("jaxrnn", "JAX", "PyTorch", "sharded")
+    ours, peer, torch, sharded = (fastest(rows, group) for group in groups)
     if ours is None:
         return None
     return {
@@ -457,6 +472,7 @@ def compare(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "PyTorch ms": torch and torch["median_ms"],
         "peer/jaxrnn": peer and peer["median_ms"] / ours["median_ms"],
         "PyTorch/jaxrnn": torch and torch["median_ms"] / ours["median_ms"],
+        "PyTorch/sharded": torch and sharded and torch["median_ms"] / sharded["median_ms"],
     }
 
 
@@ -472,7 +488,7 @@ def geometric_means(comparisons: Iterable[Mapping[str, Any]]) -> list[dict[str, 
             "shapes": len(lines),
             **{
                 ratio: geometric_mean([line[ratio] for line in lines])
-                for ratio in ("peer/jaxrnn", "PyTorch/jaxrnn")
+                for ratio in ("peer/jaxrnn", "PyTorch/jaxrnn", "PyTorch/sharded")
             },
         }
         for (cell, pass_), lines in cases.items()
@@ -487,11 +503,6 @@ def geometric_mean(values: Sequence[float | None]) -> float | None:
 
 def shape_label(row: Mapping[str, Any]) -> str:
     return ", ".join(str(row[field]) for field in ("length", "batch", "features", "hidden"))
-
-
-def dashed(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Show what nobody knows as a dash."""
-    return [{key: "-" if value is None else value for key, value in row.items()} for row in rows]
 
 
 # Scaling with the length of the sequence.
@@ -526,6 +537,75 @@ def drop_large(programs: Mapping[str, Program], limit: float) -> dict[str, Progr
     return kept
 
 
+# Training.
+
+
+class Training(NamedTuple):
+    """A character model's sizes: T, B, embedding, hidden units of its LSTM, symbols."""
+
+    length: int = 128
+    batch: int = 32
+    features: int = 64
+    hidden: int = 256
+    symbols: int = 65
+
+
+def prepare_training_jaxrnn(engine: Any, sizes: Training, seed: int) -> Program:
+    """Compile a training step of embedding, LSTM and dense by Adam, the state carried."""
+    model = jaxrnn.serial(
+        jaxrnn.embedding(sizes.symbols, sizes.features),
+        jaxrnn.rnn(jaxrnn.lstm(sizes.hidden), engine=engine),
+        jaxrnn.dense(sizes.symbols),
+    )
+    optimizer = optax.adam(1e-3)
+
+    def loss(params, carry, batch, key):
+        inputs, targets = batch
+        carry, logits = model.apply(params, carry, inputs)
+        return jaxrnn.losses.softmax_cross_entropy(logits, targets), carry
+
+    params = model.init(jax.random.key(seed))
+    train_state = jaxrnn.init_train_state(
+        params, optimizer, carry=model.initial_state((sizes.batch,))
+    )
+    codes = jnp.asarray(random_codes(sizes, seed))
+    step = jaxrnn.train_step(loss, optimizer)
+    return compile_jax(step, train_state, (codes[:-1], codes[1:]), jax.random.key(seed))
+
+
+def prepare_training_torch(sizes: Training, seed: int) -> Program:
+    """Make the same training step in PyTorch."""
+    import torch
+
+    torch.manual_seed(seed)
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    embedding = torch.nn.Embedding(sizes.symbols, sizes.features, device=device)
+    lstm = torch.nn.LSTM(sizes.features, sizes.hidden, device=device)
+    dense = torch.nn.Linear(sizes.hidden, sizes.symbols, device=device)
+    params = [*embedding.parameters(), *lstm.parameters(), *dense.parameters()]
+    optimizer = torch.optim.Adam(params, 1e-3)
+    codes = torch.as_tensor(random_codes(sizes, seed), device=device).long()
+    state = None
+
+    def run():
+        nonlocal state
+        optimizer.zero_grad()
+        hidden, new_state = lstm(embedding(codes[:-1]), state)
+        logits = dense(hidden)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), codes[1:].flatten())
+        loss.backward()
+        optimizer.step()
+        state = tuple(part.detach() for part in new_state)
+        return loss.item()
+
+    return Program(run, sample(run, 1), None)
+
+
+def random_codes(sizes: Training, seed: int) -> np.ndarray:
+    shape = sizes.length + 1, sizes.batch
+    return np.random.default_rng(seed).integers(0, sizes.symbols, shape, dtype=np.int32)
+
+
 # Showing.
 
 # jaxrnn's engines are discs; each peer has a shape of its own.
@@ -535,6 +615,7 @@ STYLES = {
     "jaxrnn-unroll4": ("o", "#CC79A7"),
     "jaxrnn-hoisted": ("o", "#D55E00"),
     "jaxrnn-checkpointed": ("o", "#E69F00"),
+    "jaxrnn-sharded": ("o", "#F0E442"),
     "flax": ("s", "#009E73"),
     "haiku": ("^", "#E69F00"),
     "equinox": ("v", "#CC79A7"),
@@ -557,6 +638,7 @@ def header() -> dict[str, str]:
     return {
         "device": processor() if device.platform == "cpu" else device.device_kind,
         "cores": str(cores()),
+        "devices": str(len(jax.devices())),
         "load": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown",
         "backend": device.platform,
         "versions": ", ".join(versions),
@@ -766,6 +848,31 @@ def run_scaling(arguments: argparse.Namespace, names: Sequence[str], head: dict[
     _common.save_figure(arguments.out / "scaling.png", draw_scaling(rows, head["device"]))
 
 
+def run_training(arguments: argparse.Namespace, names: Sequence[str], head: dict[str, str]) -> None:
+    """Compare training steps of one model."""
+    sizes = Training()
+    programs = {}
+    for name in names:
+        if name == "pytorch":
+            programs[name] = prepare_training_torch(sizes, arguments.seed)
+        elif name.startswith("jaxrnn-"):
+            engine = ENGINES[name.removeprefix("jaxrnn-")]
+            programs[name] = prepare_training_jaxrnn(engine, sizes, arguments.seed)
+    if not programs:
+        sys.exit("nothing was measured: choose pytorch or one of jaxrnn's contenders")
+    rows = measure(
+        programs,
+        rounds=arguments.repeats,
+        budget=60 * arguments.minutes,
+        shuffle=random.Random(arguments.seed),
+    )
+    for row in rows:
+        row["characters_per_s"] = 1e3 * sizes.length * sizes.batch / row["median_ms"]
+    print(f"\na training step of {sizes}")
+    print_table(rows)
+    _common.save_csv(arguments.out / "training.csv", [row | sizes._asdict() | head for row in rows])
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the header, then time every contender that is here."""
     positive = _common.positive
@@ -796,6 +903,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="measure jaxrnn's gradient against the length instead (LSTM, B 1, I 8, H 64)",
     )
     parser.add_argument(
+        "--training",
+        action="store_true",
+        help="compare training steps of a character model instead (T 128, B 32, LSTM of 256)",
+    )
+    parser.add_argument(
+        "--devices",
+        type=positive(int),
+        default=None,
+        help="devices to make of the CPU, for jaxrnn-sharded; leave it out for single-device times",
+    )
+    parser.add_argument(
         "--lengths", nargs="+", type=positive(int), default=LENGTHS, help="T, with --scaling"
     )
     parser.add_argument(
@@ -807,6 +925,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if arguments.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
+    if arguments.devices is not None:
+        jax.config.update("jax_num_cpu_devices", arguments.devices)
     head = header()
     print("\n".join(f"{name}: {value}" for name, value in head.items()))
     names = []
@@ -818,7 +938,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"left out: {name}, as {reason}")
     if not names:
         sys.exit("no contender is left")
-    (run_scaling if arguments.scaling else run_shapes)(arguments, names, head)
+    run = run_shapes
+    if arguments.scaling or arguments.training:
+        run = run_scaling if arguments.scaling else run_training
+    run(arguments, names, head)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxrnn
+from jaxrnn.engines._chunks import nearby_divisor
 from tests.cells import CELLS, problem, randomised
 from tests.engines import ENGINES
 from tests.tolerances import FLOAT64, x64
@@ -47,14 +49,14 @@ def peephole(hidden_size):
 MAKERS = [*[(row.name, row.make, row.variant) for row in CELLS], ("peephole", peephole, False)]
 
 
-def pairs(engines, *, slow_variants):
+def pairs(engines, *, slow_variants=False, slow=False):
     """Return every cell with every engine that runs it, as parameters of a test."""
     return [
         pytest.param(
             make(H),
             row.engine,
             id=f"{name}-{row.name}",
-            marks=[pytest.mark.slow] if variant and slow_variants else [],
+            marks=[pytest.mark.slow] if slow or (variant and slow_variants) else [],
         )
         for name, make, variant in MAKERS
         for row in engines
@@ -63,6 +65,7 @@ def pairs(engines, *, slow_variants):
 
 
 HOISTED = [row for row in ENGINES if row.name == "hoisted"]
+CHUNKED = [row for row in ENGINES if row.name == "hoisted(2)"]
 OTHERS = [row for row in ENGINES if row.name != "hoisted"]
 
 
@@ -105,7 +108,9 @@ def test_forward_mode(cell, engine):
         compare(cell, engine, lambda f, a, t: jax.jvp(f, (a,), (t,)), arguments, tangents)
 
 
-@pytest.mark.parametrize(("cell", "engine"), pairs(HOISTED, slow_variants=True))
+@pytest.mark.parametrize(
+    ("cell", "engine"), [*pairs(HOISTED, slow_variants=True), *pairs(CHUNKED, slow=True)]
+)
 @pytest.mark.parametrize(
     "second",
     [
@@ -121,7 +126,9 @@ def test_second_derivatives(cell, engine, second):
         compare(cell, engine, second, arguments, randomised(arguments, jax.random.key(7)))
 
 
-@pytest.mark.parametrize(("cell", "engine"), pairs(HOISTED, slow_variants=True))
+@pytest.mark.parametrize(
+    ("cell", "engine"), [*pairs(HOISTED, slow_variants=True), *pairs(CHUNKED, slow=True)]
+)
 def test_vmap(cell, engine):
     with x64():
         params, inputs, state = problem(cell, length=T, dtype=jnp.float64)
@@ -167,7 +174,10 @@ def test_the_choice_keeps_no_more_states_than_fit():
         jaxrnn.choose_engine(cell, (10, 1, 8))  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("engine", [jaxrnn.scan(), jaxrnn.hoisted()])
+CHUNKS = [jaxrnn.hoisted(2), jaxrnn.checkpointed(), jaxrnn.checkpointed(2)]
+
+
+@pytest.mark.parametrize("engine", [jaxrnn.scan(), jaxrnn.hoisted(), *CHUNKS])
 def test_an_empty_sequence(engine):
     cell = jaxrnn.lstm(H)
     params, inputs, state = problem(cell)
@@ -206,11 +216,98 @@ def test_integers_in_state_and_output_are_carried():
         assert gradient == 0 + 1 + 2 + 3
 
 
-def test_hoisted_needs_a_gated_cell():
+@pytest.mark.parametrize(
+    "engine", [jaxrnn.hoisted(), jaxrnn.checkpointed(engine=jaxrnn.hoisted())], ids=str
+)
+def test_hoisted_needs_a_gated_cell(engine):
     cell = jaxrnn.gru(H, reset_after=False)
     params, inputs, state = problem(cell)
-    with pytest.raises(ValueError, match=r"hoisted\(\) for gru_reset_before.*wanted.*scan\(\)"):
-        jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.hoisted())
+    message = r"hoisted\(\) for gru_reset_before.*wanted.*scan\(\) or checkpointed\(\)"
+    with pytest.raises(ValueError, match=message):
+        jaxrnn.unroll(cell, params, inputs, state, engine=engine)
+
+
+@pytest.mark.parametrize("make", [jaxrnn.hoisted, jaxrnn.checkpointed])
+def test_bad_chunks(make):
+    cell = jaxrnn.gru(H)
+    params, inputs, state = problem(cell, length=T)
+    jaxrnn.unroll(cell, params, inputs, state, engine=make(T))
+    with pytest.raises(ValueError, match=r"chunk: got 6 for inputs of 5 steps, wanted.*scan\(\)"):
+        jaxrnn.unroll(cell, params, inputs, state, engine=make(T + 1))
+    for chunk, error in [(0, ValueError), (-2, ValueError), (2.0, TypeError), (True, TypeError)]:
+        with pytest.raises(error, match="chunk: got"):
+            make(chunk)
+
+
+@pytest.mark.parametrize("make", [jaxrnn.checkpointed, jaxrnn.sharded])
+def test_bad_inner_engine(make):
+    with pytest.raises(TypeError, match="engine: got str 'scan'"):
+        make(engine="scan")
+
+
+def test_bad_devices():
+    cell = jaxrnn.gru(H)
+    params, inputs, state = problem(cell, length=T, batch=(3,))
+    for devices, error in [(0, ValueError), (1.0, TypeError)]:
+        with pytest.raises(error, match="devices: got"):
+            jaxrnn.sharded(devices)
+    with pytest.raises(ValueError, match=r"devices: got 9999, wanted at most the \d+"):
+        jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.sharded(9999))
+    if len(jax.devices()) < 2:
+        pytest.skip("needs two devices")
+    with pytest.raises(ValueError, match=r"inputs: got .*\[5, 3, 3\].*that 2 devices divide"):
+        jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.sharded(2))
+    params, inputs, state = problem(cell, length=T, batch=())
+    with pytest.raises(ValueError, match=r"inputs: got .*\[5, 3\], wanted \(T, batch"):
+        jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.sharded(2))
+
+
+@pytest.mark.skipif(len(jax.devices()) < 2, reason="needs two devices")
+def test_training_on_a_divided_batch_is_training():
+    def train(engine):
+        model = jaxrnn.serial(jaxrnn.rnn(jaxrnn.gru(H), engine=engine), jaxrnn.dense(1))
+
+        def loss(params, batch, key):
+            _, outputs = model.apply(params, None, batch)
+            return jnp.square(outputs[-1]).mean()
+
+        params = model.init(jax.random.key(0), 2, dtype=jnp.float64)
+        inputs = jax.random.normal(jax.random.key(1), (3, T, 4, 2), jnp.float64)
+        return jaxrnn.fit(
+            loss, params, optax.sgd(0.1), inputs, steps=3, key=jax.random.key(2), clip_norm=1.0
+        )
+
+    with x64():
+        one, two = train(None), train(jaxrnn.sharded(2))
+        np.testing.assert_allclose(two.losses, one.losses, **FLOAT64)
+        np.testing.assert_allclose(flat(two.params), flat(one.params), **FLOAT64)
+
+
+def test_checkpointed_keeps_little():
+    cell = jaxrnn.lstm(H)
+    params, inputs, state = problem(cell, length=400)
+
+    def memory(engine):
+        def loss(params):
+            final, _ = jaxrnn.unroll(cell, params, inputs, state, engine=engine)
+            return jnp.square(final.hidden).sum()
+
+        compiled = jax.jit(jax.grad(loss)).lower(params).compile()
+        memory = compiled.memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes
+
+    states = 400 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert memory(jaxrnn.hoisted(20)) > states
+    assert memory(jaxrnn.checkpointed(20)) < states
+
+
+@pytest.mark.parametrize(
+    ("length", "target", "wanted"),
+    [(100, 10, 10), (100, 9, 10), (99, 10, 9), (97, 10, 10), (5, 10, 5), (0, 10, 1), (12, 5, 4)],
+)
+def test_chunks_are_equal_where_they_can_be(length, target, wanted):
+    assert nearby_divisor(length, target) == wanted
 
 
 def test_hoisted_leaves_no_weight_gradient_in_the_loop():
