@@ -304,7 +304,7 @@ def test_checkpointed_keeps_little():
 
 @pytest.mark.parametrize(
     ("length", "target", "wanted"),
-    [(100, 10, 10), (100, 9, 10), (99, 10, 9), (97, 10, 10), (5, 10, 5), (0, 10, 1), (12, 5, 4)],
+    [(100, 10, 10), (100, 9, 10), (99, 10, 11), (97, 10, 10), (5, 10, 5), (0, 10, 1), (12, 5, 6)],
 )
 def test_chunks_are_equal_where_they_can_be(length, target, wanted):
     assert nearby_divisor(length, target) == wanted

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+import jaxrnn
 from experiments import benchmark
 from experiments.benchmark import CELLS, CONTENDERS, Problem, Program
 from tests.tolerances import FLOAT32
@@ -17,7 +18,7 @@ OURS = [name for name, contender in CONTENDERS.items() if contender.group == "ja
 PEERS = [
     name
     for name, contender in CONTENDERS.items()
-    if contender.group != "jaxrnn" and not contender.gpu_only
+    if contender.group in ("JAX", "PyTorch") and not contender.gpu_only
 ]
 
 
@@ -120,15 +121,38 @@ def test_comparison_without_rivals():
 
 
 def test_geometric_means_are_taken_for_each_cell_and_pass():
+    ratios = ("peer/jaxrnn", "PyTorch/jaxrnn", "PyTorch/sharded")
     lines = [
-        {"cell": "gru", "pass": "forward", "peer/jaxrnn": 2.0, "PyTorch/jaxrnn": 1.0},
-        {"cell": "gru", "pass": "forward", "peer/jaxrnn": 8.0, "PyTorch/jaxrnn": None},
-        {"cell": "lstm", "pass": "forward", "peer/jaxrnn": 3.0, "PyTorch/jaxrnn": 0.5},
+        {"cell": cell, "pass": "forward", **dict(zip(ratios, values, strict=True))}
+        for cell, values in [("gru", (2.0, 1.0, 3.0)), ("gru", (8, None, 3)), ("lstm", (3, 0.5, 1))]
     ]
     gru, lstm = benchmark.geometric_means(lines)
     assert (gru["cell"], gru["shapes"], gru["PyTorch/jaxrnn"]) == ("gru", 2, None)
     assert gru["peer/jaxrnn"] == pytest.approx(4.0)
+    assert gru["PyTorch/sharded"] == pytest.approx(3.0)
     assert lstm["PyTorch/jaxrnn"] == pytest.approx(0.5)
+
+
+@pytest.mark.skipif(len(jax.devices()) < 2, reason="needs two devices")
+def test_a_divided_batch_is_compared_with_pytorch_only():
+    even, odd = (Problem("gru", T, batch, I, H) for batch in (4, 3))
+    assert list(benchmark.prepare(even, "forward", ["jaxrnn-sharded"], 0)) == ["jaxrnn-sharded"]
+    assert benchmark.prepare(odd, "forward", ["jaxrnn-sharded"], 0) == {}
+    rows = [
+        row("flax", 6.0),
+        row("pytorch", 2.0),
+        row("jaxrnn-scan", 4.0),
+        row("jaxrnn-sharded", 1),
+    ]
+    line = benchmark.compare(rows)
+    assert line is not None
+    assert (line["peer/jaxrnn"], line["PyTorch/jaxrnn"], line["PyTorch/sharded"]) == (1.5, 0.5, 2.0)
+
+
+def test_one_device_has_no_batch_to_divide(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [None])
+    assert "one device only" in str(benchmark.why_left_out("jaxrnn-sharded", "float32"))
+    assert benchmark.why_left_out("jaxrnn-scan", "float32") is None
 
 
 @pytest.mark.parametrize(
@@ -220,6 +244,36 @@ def test_script_scales(tmp_path):
     rows = read_csv(tmp_path / "scaling.csv")
     assert [int(line["length"]) for line in rows] == [5, 50]
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_training_steps_agree_whatever_the_engine(tmp_path, monkeypatch):
+    sizes = benchmark.Training(6, 4, 3, 5, 7)
+    engines = [jaxrnn.scan(), jaxrnn.hoisted(), jaxrnn.checkpointed()]
+    first, *others = (benchmark.prepare_training_jaxrnn(engine, sizes, 0) for engine in engines)
+    wanted = first.run()
+    for program in others:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), program.run(), wanted
+        )
+    monkeypatch.setattr(benchmark, "Training", lambda: sizes)
+    benchmark.main([*TINY, "--training", "--out", str(tmp_path)])
+    rows = read_csv(tmp_path / "training.csv")
+    assert [line["contender"] for line in rows] == ["jaxrnn-default", "jaxrnn-scan"]
+    for line in rows:
+        rate = 24e3 / float(line["median_ms"])
+        assert float(line["characters_per_s"]) == pytest.approx(rate)
+
+
+@pytest.mark.peers
+def test_pytorch_trains_the_same_model():
+    pytest.importorskip("torch")
+    sizes = benchmark.Training(6, 4, 3, 5, 7)
+    run = benchmark.prepare_training_torch(sizes, 0).run
+    # Before training, a guess among seven symbols; and training on one batch learns it by heart.
+    losses = [run() for _ in range(300)]
+    assert abs(losses[0] - math.log(7)) < 0.5
+    assert losses[-1] < losses[0] - 0.1
 
 
 def test_a_peer_that_is_not_installed_is_left_out_with_a_line(capsys, monkeypatch):
