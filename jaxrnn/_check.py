@@ -111,6 +111,16 @@ def integers(name: str, value: Any, *, low: int, high: int, where: Any = True) -
     return value
 
 
+def flags(name: str, value: Any, shape: tuple[int, ...], *, time_major: bool) -> jax.Array:
+    """Return `value`, bools of the shape `(T, *batch)`, given with time last if not time-major."""
+    if getattr(value, "dtype", None) != np.bool_:
+        raise TypeError(f"{name}: got {describe(value)}, wanted an array of bools")
+    wanted = shape if time_major else (*shape[1:], shape[0])
+    if value.shape != wanted:
+        raise ValueError(f"{name}: got {describe(value)}, wanted bool{list(wanted)}, as inputs are")
+    return value if time_major else jnp.moveaxis(value, -1, 0)
+
+
 def scalar(name: str, value: Any) -> jax.Array:
     """Return `value`, a floating scalar that the function called `name` returned."""
     dtype: Any = getattr(value, "dtype", None)

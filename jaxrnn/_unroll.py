@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
+from jaxrnn._ragged import first_resets, flagged, ragged, select
 from jaxrnn.engines import Engine, checked_engine, choose_engine
 
 
@@ -19,6 +20,9 @@ def unroll(
     inputs: Float[Array, "T *batch I"],
     state: PyTree | None = None,
     *,
+    lengths: Int[Array, "*batch"] | None = None,
+    mask: Bool[Array, "T *batch"] | None = None,
+    resets: Bool[Array, "T *batch"] | None = None,
     reverse: bool = False,
     time_major: bool = True,
     return_states: bool = False,
@@ -42,10 +46,18 @@ def unroll(
         inputs: the sequence `(T, *batch, I)`, of the parameters' dtype, with any number of batch
             dimensions. T may be 0: then the state comes back as it was, and no outputs.
         state: the state before the first step; `cell.initial_state` if None.
+        lengths: how many steps of each sequence are real, `(*batch)`; those after them are padding.
+            A sequence's final state is that of its last real step, its outputs beyond are zero, and
+            no gradient depends on what stands there. With `reverse` each sequence is reversed
+            within its length.
+        mask: which steps are real, `(T, *batch)`, for padding anywhere. A step that isn't keeps the
+            state, and its output is zero.
+        resets: before which steps to begin anew from `cell.initial_state`, `(T, *batch)`, for
+            several sequences in a row. With `reverse` that is before going on to an earlier step.
         reverse: whether to run from the last step to the first. Outputs stay where their inputs
             are, so the last one computed is `outputs[0]`.
-        time_major: whether time is the first axis. If not, inputs are `(*batch, T, I)`, and time
-            takes the same place in what is returned.
+        time_major: whether time is the first axis. If not, inputs are `(*batch, T, I)`, mask and
+            resets `(*batch, T)`, and time takes the same place in what is returned.
         return_states: whether to return every step's state, as it is after the step, too.
         engine: how to run it, such as `scan(unroll=4)`; None takes that of `choose_engine`.
 
@@ -55,7 +67,7 @@ def unroll(
 
     Raises:
         TypeError: if an argument is of another kind, dtype or cell.
-        ValueError: if shapes don't fit one another.
+        ValueError: if shapes don't fit one another, or a length is below 0 or above T.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -81,18 +93,45 @@ def unroll(
     if state is None:
         state = cell.initial_state(batch_shape, dtype=inputs.dtype)
     cell.check(params, state, inputs, batch_shape=batch_shape)
+    mask, resets = _flags(inputs, lengths, mask, resets, time_major=time_major)
     if engine is None:
         engine = choose_engine(cell, inputs).engine
     # A weakly typed state would make JAX trace the loop twice.
     state = jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), state)
 
-    state, outputs, states = _run(
-        params, state, inputs, cell=cell, engine=engine, reverse=reverse, keep_states=return_states
-    )
+    options = {"cell": cell, "engine": engine, "reverse": reverse, "keep_states": return_states}
+    if mask is None and resets is None:
+        state, outputs, states = _run(params, state, inputs, **options)
+    else:
+        state, outputs, states = _run_ragged(params, state, inputs, mask, resets, **options)
     if not time_major:
         move = functools.partial(jnp.moveaxis, source=0, destination=len(batch_shape))
         outputs, states = jax.tree.map(move, (outputs, states))
     return (state, outputs, states) if return_states else (state, outputs)
+
+
+def _flags(
+    inputs: Array, lengths: Any, mask: Any, resets: Any, *, time_major: bool
+) -> tuple[Bool[Array, "T *batch"] | None, Bool[Array, "T *batch"] | None]:
+    """Return which steps are real and which begin anew, None for all and for none."""
+    shape = inputs.shape[:-1]
+    if mask is not None:
+        mask = _check.flags("mask", mask, shape, time_major=time_major)
+    if resets is not None:
+        resets = _check.flags("resets", resets, shape, time_major=time_major)
+    if lengths is not None:
+        _check.integers("lengths", lengths, low=0, high=shape[0])
+        if lengths.shape != shape[1:]:
+            raise ValueError(
+                f"lengths: got {_check.describe(lengths)}, wanted the shape {shape[1:]} of the "
+                f"batch of inputs {_check.describe(inputs)}"
+            )
+        steps = jnp.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+        real = steps < lengths
+        mask = real if mask is None else mask & real
+        # In padding at the end nothing begins: it would undo the final state.
+        resets = None if resets is None else resets & real
+    return mask, resets
 
 
 # Jitted, so that a call outside of any jit compiles once for equal settings rather than each time;
@@ -102,3 +141,22 @@ def unroll(
 )
 def _run(params, state, inputs, *, cell, engine, reverse, keep_states):
     return engine(cell, params, state, inputs, reverse=reverse, keep_states=keep_states)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("cell", "engine", "reverse", "keep_states"), inline=True
+)
+def _run_ragged(
+    params, state, inputs, mask, resets, *, cell, engine, reverse, keep_states
+) -> tuple[Any, Any, Any]:
+    if resets is not None:
+        initial = cell.initial_state(inputs.shape[1:-1], dtype=inputs.dtype)
+        state = select(first_resets(resets, reverse=reverse), initial, state)
+    wrapped = ragged(
+        cell, masks=mask is not None, restarts=resets is not None, keep_states=keep_states
+    )
+    inputs = flagged(inputs, mask, resets, reverse=reverse)
+    state, (outputs, states), _ = engine(
+        wrapped, params, state, inputs, reverse=reverse, keep_states=False
+    )
+    return state, outputs, states

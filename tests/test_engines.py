@@ -255,10 +255,10 @@ def test_bad_devices():
         jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.sharded(9999))
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")
-    with pytest.raises(ValueError, match=r"inputs: got .*\[5, 3, 3\].*that 2 devices divide"):
+    with pytest.raises(ValueError, match=r"inputs: got .* \(3,\), .*that 2 devices divide"):
         jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.sharded(2))
     params, inputs, state = problem(cell, length=T, batch=())
-    with pytest.raises(ValueError, match=r"inputs: got .*\[5, 3\], wanted \(T, batch"):
+    with pytest.raises(ValueError, match=r"inputs: got .* \(\), wanted \(batch"):
         jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.sharded(2))
 
 

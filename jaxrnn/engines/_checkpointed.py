@@ -10,7 +10,7 @@ import jax
 from jaxrnn import _check
 from jaxrnn._cell import Cell
 from jaxrnn.engines._chunks import nearby_divisor, scan_chunks
-from jaxrnn.engines._engine import Engine, checked_chunk, checked_engine
+from jaxrnn.engines._engine import Engine, checked_chunk, checked_engine, leading_shape
 from jaxrnn.engines._hoisted import hoisted_where_it_can
 
 
@@ -25,7 +25,7 @@ class Checkpointed(Engine):
         self, cell: Cell, params: Any, state: Any, inputs: Any, *, reverse: bool, keep_states: bool
     ) -> tuple[Any, Any, Any]:
         """Run the cell chunk by chunk, each under `jax.checkpoint`."""
-        steps = inputs.shape[0]
+        steps = leading_shape(inputs)[0]
         chunk = checked_chunk(self.chunk, steps)
         engine = self.engine or hoisted_where_it_can(cell)
 

@@ -3,6 +3,9 @@
 import abc
 from typing import Any
 
+import jax
+from jaxtyping import PyTree
+
 from jaxrnn import _check
 from jaxrnn._cell import Cell
 
@@ -19,8 +22,13 @@ class Engine(abc.ABC):
     ) -> tuple[Any, Any, Any]:
         """Return the final state, every step's output, and every step's state or None.
 
-        Arguments have been checked, and time is the first axis of inputs.
+        Arguments have been checked. Inputs are an array `(T, *batch, I)`, or a pytree of such.
         """
+
+
+def leading_shape(inputs: PyTree) -> tuple[int, ...]:
+    """Return the shape `(T, *batch)` of inputs."""
+    return jax.tree.leaves(inputs)[0].shape[:-1]
 
 
 def checked_engine(engine: Any) -> Engine:

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from jaxrnn import _check
 from jaxrnn._cell import Cell, Gated
 from jaxrnn.engines._chunks import nearby_divisor, scan_chunks, scan_distinct
-from jaxrnn.engines._engine import Engine, checked_chunk
+from jaxrnn.engines._engine import Engine, checked_chunk, leading_shape
 from jaxrnn.engines._linear import linear_with_transpose
 from jaxrnn.engines._scan import Scan
 
@@ -43,7 +43,7 @@ class Hoisted(Engine):
                 f"engine: got hoisted() for {cell.name}, which shows no gated structure; "
                 "wanted one that works on any cell: scan() or checkpointed()"
             )
-        chunk = checked_chunk(self.chunk, inputs.shape[0])
+        chunk = checked_chunk(self.chunk, leading_shape(inputs)[0])
         options = _Options(gated, chunk or chunk_length(gated, params, state, inputs), reverse)
 
         def plain(params, state, inputs):
@@ -143,7 +143,7 @@ def chunk_length(gated: Gated, params: Any, state: Any, inputs: Any) -> int:
     leaves = jax.tree.leaves((projected, recurrent, recurrent))
     step = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     target = _WORKING_SET.get(jax.default_backend(), _WORKING_SET_OF_ACCELERATORS) // max(step, 1)
-    steps = inputs.shape[0]
+    steps = leading_shape(inputs)[0]
     if steps <= _FEW_CHUNKS * target:
         return max(steps, 1)
     return nearby_divisor(steps, max(target, 1))
@@ -171,7 +171,7 @@ def _forward(options: _Options, params: Any, state: Any, inputs: Any) -> tuple[A
         return scan_distinct(body, state, gated.project(params, inputs), reverse=reverse)
 
     final, (outputs, states) = scan_chunks(
-        run_chunk, state, None, inputs, steps=inputs.shape[0], chunk=chunk, reverse=reverse
+        run_chunk, state, None, inputs, steps=leading_shape(inputs)[0], chunk=chunk, reverse=reverse
     )
     return final, outputs, states
 
@@ -184,7 +184,7 @@ def _backward(
     params, state, inputs = primals
     d_final, d_outputs, d_states = cotangents
     used = _params_that_activate_uses(gated, params, state, inputs)
-    axes = inputs.ndim - 1  # time and batch: all that a product sums over
+    axes = len(leading_shape(inputs))  # time and batch: all that a product sums over
 
     def run_chunk(carry, entering, of_steps):
         d_state, d_params = carry
@@ -226,7 +226,7 @@ def _backward(
         (d_final, jax.tree.map(jnp.zeros_like, params)),
         _entering(state, states, chunk, reverse=reverse),
         (inputs, states, d_outputs, d_states),
-        steps=inputs.shape[0],
+        steps=leading_shape(inputs)[0],
         chunk=chunk,
         reverse=not reverse,
     )

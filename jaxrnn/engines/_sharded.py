@@ -9,7 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
-from jaxrnn.engines._engine import Engine, checked_engine
+from jaxrnn.engines._engine import Engine, checked_engine, leading_shape
 from jaxrnn.engines._hoisted import hoisted_where_it_can
 
 _AXIS = "batch"
@@ -27,9 +27,10 @@ class Sharded(Engine):
     ) -> tuple[Any, Any, Any]:
         """Run the cell on every device's share of the batch."""
         devices = _devices(self.devices)
-        if inputs.ndim < 3 or inputs.shape[1] % len(devices):
+        _, *batch = leading_shape(inputs)
+        if not batch or batch[0] % len(devices):
             raise ValueError(
-                f"inputs: got {_check.describe(inputs)}, wanted (T, batch, ..., features) with a "
+                f"inputs: got the batch dimensions {tuple(batch)}, wanted (batch, ...) with a "
                 f"batch that {len(devices)} devices divide, for sharded()"
             )
         engine = self.engine or hoisted_where_it_can(cell)

@@ -35,7 +35,8 @@ def bidirectional(
 
     Returns:
         A layer from `(T, *batch, I)` to `(T, *batch, 2 * H)`, or to `(*batch, 2 * H)`. Its params
-        and its state are pairs `(forward, backward)`.
+        and its state are pairs `(forward, backward)`. Its `apply` also takes `lengths`, `mask` and
+        `resets`, as `unroll` does.
 
     Raises:
         TypeError: if a setting is of the wrong kind; in `apply` as `unroll` does.
@@ -70,14 +71,14 @@ def bidirectional(
         return tuple(direction.initial_state(batch_shape, dtype=dtype) for direction in directions)
 
     def apply(
-        params: Any, state: Any, inputs: Float[Array, "T *batch I"], *, key=None
+        params: Any, state: Any, inputs: Float[Array, "T *batch I"], *, key=None, **ragged: Any
     ) -> tuple[Any, Float[Array, "..."]]:
         _check.entries("params", params, 2)
         if state is None:
             state = (None, None)
         _check.entries("state", state, 2)
         runs = [
-            direction.apply(p, s, inputs)
+            direction.apply(p, s, inputs, **ragged)
             for direction, p, s in zip(directions, params, state, strict=True)
         ]
         (forward_state, forwards), (backward_state, backwards) = runs
@@ -90,4 +91,4 @@ def bidirectional(
         )
 
     name = f"bidirectional({forward.name})"
-    return Layer(init, initial_state, apply, name, output_size_of_both)
+    return Layer(init, initial_state, apply, name, True, output_size_of_both)

@@ -23,6 +23,8 @@ class Layer:
             None is the initial one. With a key the layer trains, and draws what it needs at random;
             without, it evaluates.
         name: what error messages call the layer.
+        ragged: whether `apply` also takes `lengths`, `mask` and `resets`, as `unroll` does; what
+            acts on each step by itself has no need of them.
         output_size: `(params, input_size, dtype) -> O`, the number of features of the outputs. None
             has it found by `apply`, abstractly and on a single step.
 
@@ -44,6 +46,7 @@ class Layer:
     initial_state: Callable[..., Any]
     apply: Callable[..., tuple[Any, Any]]
     name: str = "layer"
+    ragged: bool = False
     output_size: Callable[..., int] | None = None
 
     def __repr__(self) -> str:

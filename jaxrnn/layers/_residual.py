@@ -39,9 +39,9 @@ def residual(layer: Layer) -> Layer:
         raise TypeError(f"layer: got {_check.describe(layer)}, wanted a jaxrnn.Layer")
 
     def apply(
-        params: Any, state: Any, inputs: Float[Array, "T *batch I"], *, key=None
+        params: Any, state: Any, inputs: Float[Array, "T *batch I"], *, key=None, **ragged: Any
     ) -> tuple[Any, Float[Array, "T *batch I"]]:
-        state, outputs = layer.apply(params, state, inputs, key=key)
+        state, outputs = layer.apply(params, state, inputs, key=key, **ragged)
         if outputs.shape != inputs.shape:
             raise ValueError(
                 f"inputs: got {_check.describe(inputs)}, wanted the shape {outputs.shape} of "

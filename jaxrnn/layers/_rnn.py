@@ -3,7 +3,8 @@
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
@@ -25,6 +26,8 @@ def rnn(
 
     Returns:
         A layer from `(T, *batch, I)` to `(T, *batch, H)`, or to `(*batch, H)` for the last alone.
+        Its `apply` also takes `lengths`, `mask` and `resets`, as `unroll` does; the last output is
+        then that of each sequence's last real step.
 
     Raises:
         TypeError: if a setting is of the wrong kind; in `apply` as `unroll` does.
@@ -44,10 +47,29 @@ def rnn(
     return_sequences = _check.flag("return_sequences", return_sequences)
 
     def apply(
-        params: Any, state: Any, inputs: Float[Array, "T *batch I"], *, key=None
+        params: Any,
+        state: Any,
+        inputs: Float[Array, "T *batch I"],
+        *,
+        key=None,
+        lengths: Int[Array, "*batch"] | None = None,
+        mask: Bool[Array, "T *batch"] | None = None,
+        resets: Bool[Array, "T *batch"] | None = None,
     ) -> tuple[Any, Float[Array, "..."]]:
-        state, outputs = unroll(cell, params, inputs, state, reverse=reverse, engine=engine)
-        return state, outputs if return_sequences else last_output(outputs, reverse=reverse)
+        state, outputs = unroll(
+            cell,
+            params,
+            inputs,
+            state,
+            lengths=lengths,
+            mask=mask,
+            resets=resets,
+            reverse=reverse,
+            engine=engine,
+        )
+        if return_sequences:
+            return state, outputs
+        return state, _last_output(outputs, lengths, mask, reverse=reverse)
 
     # Of the cell itself: an engine may want more than one step, or more than one sequence.
     def output_size(params: Any, input_size: int, dtype: Any) -> int:
@@ -59,11 +81,28 @@ def rnn(
         )
         return output.shape[-1]
 
-    return Layer(cell.init, cell.initial_state, apply, f"rnn({cell.name})", output_size)
+    return Layer(cell.init, cell.initial_state, apply, f"rnn({cell.name})", True, output_size)
 
 
-def last_output(outputs: Float[Array, "T ..."], *, reverse: bool) -> Float[Array, "..."]:
-    """Return the output of the step that was run last."""
-    if outputs.shape[0] == 0:
+def _last_output(
+    outputs: Float[Array, "T *batch H"],
+    lengths: Int[Array, "*batch"] | None,
+    mask: Bool[Array, "T *batch"] | None,
+    *,
+    reverse: bool,
+) -> Float[Array, "*batch H"]:
+    """Return the output of the step that was run last, of each sequence's real ones."""
+    steps = outputs.shape[0]
+    if steps == 0:
         raise ValueError("inputs: got 0 steps, wanted at least 1, as only the last is returned")
-    return outputs[0 if reverse else -1]
+    if lengths is None and mask is None:
+        return outputs[0 if reverse else -1]
+    number = jnp.arange(steps).reshape(-1, *[1] * (outputs.ndim - 2))
+    real = jnp.ones(outputs.shape[:-1], bool) if mask is None else mask
+    if lengths is not None:
+        real = real & (number < lengths)
+    # A sequence without real steps has outputs of zero everywhere.
+    last = jnp.argmin(jnp.where(real, number, steps), 0)
+    if not reverse:
+        last = jnp.argmax(jnp.where(real, number, -1), 0)
+    return jnp.take_along_axis(outputs, last[None, ..., None], axis=0)[0]

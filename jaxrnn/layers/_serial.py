@@ -20,7 +20,7 @@ def serial(*layers: Layer) -> Layer:
 
     Returns:
         A layer whose params and state are tuples with one entry for each of `layers`. A key given
-        to `apply` is split among them.
+        to `apply` is split among them; `lengths`, `mask` and `resets` go to every recurrent one.
 
     Raises:
         TypeError: if one of `layers` is not a Layer, or none is given.
@@ -59,7 +59,7 @@ def serial(*layers: Layer) -> Layer:
         return tuple(layer.initial_state(batch_shape, dtype=dtype) for layer in layers)
 
     def apply(
-        params: Any, state: Any, inputs: Shaped[Array, "T *batch"], *, key=None
+        params: Any, state: Any, inputs: Shaped[Array, "T *batch"], *, key=None, **ragged: Any
     ) -> tuple[Any, Shaped[Array, "..."]]:
         states = (None,) * len(layers) if state is None else state
         _check.entries("params", params, len(layers))
@@ -70,8 +70,9 @@ def serial(*layers: Layer) -> Layer:
         new_states = []
         for number, layer in enumerate(layers):
             with _named(number, layer):
+                options = ragged if layer.ragged else {}
                 new_state, inputs = layer.apply(
-                    params[number], states[number], inputs, key=keys[number]
+                    params[number], states[number], inputs, key=keys[number], **options
                 )
             new_states.append(new_state)
         return tuple(new_states), inputs
@@ -82,7 +83,7 @@ def serial(*layers: Layer) -> Layer:
         return input_size
 
     name = f"serial({len(layers)} layers)"
-    return Layer(init, initial_state, apply, name, output_size_of_stack)
+    return Layer(init, initial_state, apply, name, True, output_size_of_stack)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,122 @@
+"""Ragged sequences: steps that are padding, and steps at which a sequence begins anew.
+
+Both are a wrapper from cell to cell, so that every engine runs them. The wrapped cell's inputs are
+a pair: the cell's own, and for each step and sequence two flags.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from jaxrnn._cell import Cell, Gated
+
+
+class FlaggedInputs(NamedTuple):
+    """A cell's inputs with flags, 0 or 1, of the inputs' dtype: an engine may differentiate all."""
+
+    inputs: Float[Array, "T *batch I"]
+    keep: Float[Array, "T *batch 1"]
+    restart: Float[Array, "T *batch 1"]
+
+
+def flagged(
+    inputs: Float[Array, "T *batch I"],
+    mask: Bool[Array, "T *batch"] | None,
+    resets: Bool[Array, "T *batch"] | None,
+    *,
+    reverse: bool,
+) -> FlaggedInputs:
+    """Join inputs and flags.
+
+    A step with `keep` 0 leaves the state as it is, and its inputs are zeroed, so that whatever the
+    padding holds, NaN too, has no effect on values or gradients. A reset before a step is the same
+    as a `restart` after the step that is run before it; so products with the state come last.
+    """
+    everywhere = jnp.ones(inputs.shape[:-1], bool)
+    mask = everywhere if mask is None else mask
+    restart = ~everywhere if resets is None else _moved(resets, reverse=reverse)
+    flags = (flags.astype(inputs.dtype)[..., None] for flags in (mask, restart))
+    return FlaggedInputs(jnp.where(mask[..., None], inputs, 0), *flags)
+
+
+def first_resets(resets: Bool[Array, "T *batch"], *, reverse: bool) -> Bool[Array, "*batch"]:
+    """Return which sequences begin anew at the step that is run first."""
+    if resets.shape[0] == 0:
+        return jnp.zeros(resets.shape[1:], bool)
+    return resets[-1 if reverse else 0]
+
+
+def select(where: Bool[Array, "*batch"], yes: PyTree, no: PyTree) -> PyTree:
+    """Choose between two states, or two outputs, for each sequence."""
+
+    def of_leaf(yes, no):
+        return jnp.where(where.reshape(*where.shape, *[1] * (yes.ndim - where.ndim)), yes, no)
+
+    return jax.tree.map(of_leaf, yes, no)
+
+
+class _Ragged(Cell):
+    """A cell on `FlaggedInputs`, which `unroll` has checked."""
+
+    __slots__ = ()
+
+    def step(self, params: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
+        return self._step(params, state, inputs)
+
+
+@functools.lru_cache(maxsize=1024)
+def ragged(cell: Cell, *, masks: bool, restarts: bool, keep_states: bool) -> Cell:
+    """Wrap a cell so that it heeds flags; its output is a pair, output and state or None.
+
+    Args:
+        cell: the cell.
+        masks: whether any step may be one to skip.
+        restarts: whether any step may be followed by a restart.
+        keep_states: whether the output has the state too: what the cell made of the step, where the
+            wrapped cell's own state may be the one that it restarts from.
+
+    Returns:
+        A cell for engines, gated if the given one is.
+    """
+
+    def finish(state: Any, inputs: FlaggedInputs, new: tuple[Any, Any]) -> tuple[Any, Any]:
+        new_state, output = new
+        if masks:
+            keep = inputs.keep[..., 0] > 0
+            new_state = select(keep, new_state, state)
+            output = select(keep, output, jax.tree.map(jnp.zeros_like, output))
+        carried = new_state
+        if restarts:
+            restart = inputs.restart[..., 0] > 0
+            initial = cell.initial_state(restart.shape, dtype=inputs.restart.dtype)
+            carried = select(restart, initial, new_state)
+        return carried, (output, new_state if keep_states else None)
+
+    gated = cell.structure
+    if gated is None:
+
+        def step(params: Any, state: Any, inputs: FlaggedInputs) -> tuple[Any, Any]:
+            return finish(state, inputs, cell.step(params, state, inputs.inputs))
+
+    else:
+        # The flags go with the projections, past everything that needs the state.
+        def project(params: Any, inputs: FlaggedInputs) -> FlaggedInputs:
+            return inputs._replace(inputs=gated.project(params, inputs.inputs))
+
+        def activate(params: Any, state: Any, projected: Any, recurrent: Any) -> tuple[Any, Any]:
+            new = gated.activate(params, state, projected.inputs, recurrent)
+            return finish(state, projected, new)
+
+        step = Gated(project, gated.recur, activate)
+
+    return _Ragged(cell.init, cell.initial_state, step, name=cell.name)
+
+
+def _moved(resets: Bool[Array, "T *batch"], *, reverse: bool) -> Bool[Array, "T *batch"]:
+    """Move each flag to the step that is run before its own."""
+    none = jnp.zeros_like(resets[:1])
+    parts = [none, resets[:-1]] if reverse else [resets[1:], none]
+    return jnp.concatenate(parts)

@@ -1,0 +1,330 @@
+"""Lengths, masks and resets: each engine against `unroll` on the real steps of each sequence."""
+
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrnn
+from tests.cells import CELLS, problem
+from tests.engines import ENGINES
+from tests.tolerances import FLOAT64, PEERS_RELATIVE, relative_error, x64
+
+H, T, B = 3, 7, 4
+untyped: Any = jaxrnn
+
+LENGTHS: Any = np.array([7, 3, 0, 5])
+
+
+def bools(*rows: str) -> Any:
+    """Return flags `(T, B)` from a string of 0 and 1 for each sequence."""
+    return np.array([list(row) for row in rows]).T == "1"
+
+
+# The first sequence has gaps, the second none, the third ends early, the fourth has one real step.
+MASK = bools("1001101", "1111111", "1110000", "0000100")
+# At the first step, at the last, at two steps in a row, at a step that MASK skips, and never.
+RESETS = bools("1001000", "0011001", "0000100", "0000000")
+
+KINDS = {
+    "lengths": {"lengths": LENGTHS},
+    "mask": {"mask": MASK},
+    "resets": {"resets": RESETS},
+    "all": {"lengths": LENGTHS, "mask": MASK, "resets": RESETS},
+}
+
+ROWS = {row.name: row for row in CELLS}
+PAIRS = [
+    pytest.param(
+        ROWS[name].make(H),
+        engine,
+        id=f"{name}-{engine_name}",
+        marks=[]
+        if name == "lstm" and engine_name in ("default", "scan(3)")
+        else [pytest.mark.slow],
+    )
+    for name in ("lstm", "gru", "gru_reset_before", "elman_identity")
+    for engine_name, engine, runs in [
+        ("default", None, lambda cell: True),
+        *[(row.name, row.engine, row.runs) for row in ENGINES],
+    ]
+    if runs(ROWS[name].make(H))
+]
+
+
+def flat(tree):
+    return jax.flatten_util.ravel_pytree(tree)[0]
+
+
+def one_by_one(cell, params, inputs, state, *, lengths=None, mask=None, resets=None, reverse=False):
+    """Run each sequence by itself, from one real step to the next, and put it together again."""
+    mask = np.ones((T, B), bool) if mask is None else mask
+    resets = np.zeros((T, B), bool) if resets is None else resets
+    if lengths is not None:
+        real = np.arange(T)[:, None] < lengths
+        mask, resets = mask & real, resets & real
+    finals, outputs, states = [], [], []
+    for b in range(B):
+        here = jax.tree.map(lambda leaf, b=b: leaf[b], state)
+        columns: dict[int, Any] = {}
+        for t in range(T)[::-1] if reverse else range(T):
+            if resets[t, b]:
+                here = cell.initial_state(dtype=inputs.dtype)
+            output = jnp.zeros(H, inputs.dtype)
+            if mask[t, b]:
+                here, output = cell.step(params, here, inputs[t, b])
+            columns[t] = (output, here)
+        finals.append(here)
+        rows = [columns[t] for t in range(T)]
+        outputs.append(jnp.stack([output for output, _ in rows]))
+        states.append(
+            jax.tree.map(lambda *leaves: jnp.stack(leaves), *[state for _, state in rows])
+        )
+    stack = functools.partial(jax.tree.map, lambda *leaves: jnp.stack(leaves, 1))
+    final = jax.tree.map(lambda *leaves: jnp.stack(leaves), *finals)
+    return final, stack(*outputs), stack(*states)
+
+
+def weighted(everything):
+    numbers = flat(everything)
+    return jnp.sin(numbers) @ jnp.cos(jnp.arange(numbers.size))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("cell", "engine"), PAIRS)
+def test_values_and_gradients_are_those_of_each_sequence(cell, engine, kind, reverse):
+    with x64():
+        arguments = problem(cell, length=T, batch=(B,))
+
+        def loss(run, arguments, **options):
+            out = run(cell, *arguments, **KINDS[kind], reverse=reverse, **options)
+            return weighted(out), out
+
+        ours = functools.partial(loss, jaxrnn.unroll, engine=engine, return_states=True)
+        theirs = functools.partial(loss, one_by_one)
+        got, wanted = (
+            jax.jit(jax.value_and_grad(each, has_aux=True))(arguments) for each in (ours, theirs)
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_padding_holds_has_no_effect(reverse):
+    cell = jaxrnn.lstm(H)
+    params, inputs, state = problem(cell, length=T, batch=(B,))
+    padding = np.arange(T)[:, None] >= LENGTHS
+
+    def loss(params, inputs, state):
+        out = jaxrnn.unroll(cell, params, inputs, state, lengths=LENGTHS, reverse=reverse)
+        return weighted(out), out
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+    clean = run(params, inputs, state)
+    dirty = run(params, jnp.where(padding[..., None], jnp.nan, inputs), state)
+    jax.tree.map(np.testing.assert_array_equal, dirty, clean)
+    (_, (_, outputs)), (_, d_inputs, _) = clean
+    assert (outputs[padding] == 0).all()
+    assert (d_inputs[padding] == 0).all()
+    assert (d_inputs[~padding] != 0).all()
+
+
+@pytest.mark.usefixtures("float64")
+def test_windows_with_resets_are_one_long_call():
+    cell = jaxrnn.gru(H)
+    params, inputs, state = problem(cell, length=T, batch=(B,))
+    resets = jnp.asarray(RESETS)
+    final, outputs = jaxrnn.unroll(cell, params, inputs, state, resets=resets, mask=MASK)
+    for cuts in ([3], [1, 2, 5], [0, 4, 4]):
+        parts, here, bounds = [], state, [0, *cuts, T]
+        for start, end in itertools.pairwise(bounds):
+            here, part = jaxrnn.unroll(
+                cell,
+                params,
+                inputs[start:end],
+                here,
+                resets=resets[start:end],
+                mask=MASK[start:end],
+            )
+            parts.append(part)
+        np.testing.assert_allclose(jnp.concatenate(parts), outputs, **FLOAT64)
+        np.testing.assert_allclose(here.hidden, final.hidden, **FLOAT64)
+
+
+@pytest.mark.usefixtures("float64")
+def test_layouts_and_transformations():
+    cell = jaxrnn.gru(H)
+    params, inputs, state = problem(cell, length=T, batch=(B,))
+    wanted = jaxrnn.unroll(
+        cell, params, inputs, state, lengths=LENGTHS, resets=RESETS, mask=MASK, return_states=True
+    )
+    final, outputs, states = jaxrnn.unroll(
+        cell,
+        params,
+        jnp.moveaxis(inputs, 0, 1),
+        state,
+        lengths=LENGTHS,
+        resets=RESETS.T,
+        mask=MASK.T,
+        time_major=False,
+        return_states=True,
+    )
+    back = functools.partial(jnp.moveaxis, source=1, destination=0)
+    got = final, back(outputs), jax.tree.map(back, states)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+
+    def single(inputs, state, length, resets, mask):
+        return jaxrnn.unroll(
+            cell,
+            params,
+            inputs,
+            state,
+            lengths=length,
+            resets=resets,
+            mask=mask,
+            return_states=True,
+        )
+
+    mapped = jax.jit(jax.vmap(single, (1, 0, 0, 1, 1), (0, 1, 1)))
+    got = mapped(inputs, state, LENGTHS, RESETS, MASK)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+
+
+def test_an_empty_sequence():
+    cell = jaxrnn.gru(H)
+    params, inputs, state = problem(cell, length=T, batch=(B,))
+    nothing = np.zeros((0, B), bool)
+    for reverse in (False, True):
+        final, outputs = jaxrnn.unroll(
+            cell,
+            params,
+            inputs[:0],
+            state,
+            lengths=0 * LENGTHS,
+            mask=nothing,
+            resets=nothing,
+            reverse=reverse,
+        )
+        np.testing.assert_array_equal(final.hidden, state.hidden)
+        assert outputs.shape == (0, B, H)
+
+
+def test_no_compilation_for_other_lengths(compilations):
+    cell = jaxrnn.gru(H)
+    params, inputs, state = problem(cell, length=T, batch=(B,))
+    lengths = jnp.asarray(LENGTHS)
+    others = lengths[::-1]
+    run = functools.partial(jaxrnn.unroll, cell, params, inputs, state)
+    jax.block_until_ready(run(lengths=lengths))
+    before = compilations()
+    jax.block_until_ready(run(lengths=others))
+    assert compilations() == before
+
+
+# Layers -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_last_output_is_that_of_the_last_real_step(reverse):
+    cell = jaxrnn.gru(H)
+    layer = jaxrnn.rnn(cell, return_sequences=False, reverse=reverse)
+    params, inputs, state = problem(cell, length=T, batch=(B,))
+    for options in KINDS.values():
+        if "resets" in options:
+            continue
+        final, output = layer.apply(params, state, inputs, **options)
+        real = np.arange(T)[:, None] < LENGTHS if "lengths" in options else MASK
+        # Of a GRU the output is the state; a sequence without real steps has no output.
+        wanted = np.where(real.any(0)[:, None], final.hidden, 0)
+        np.testing.assert_array_equal(output, wanted)
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_stack_hands_lengths_on():
+    model = jaxrnn.serial(
+        jaxrnn.embedding(5, 3),
+        jaxrnn.residual(jaxrnn.rnn(jaxrnn.gru(3))),
+        jaxrnn.serial(jaxrnn.dense(4), jaxrnn.bidirectional(jaxrnn.lstm(2))),
+        jaxrnn.dense(2),
+    )
+    params = model.init(jax.random.key(0), dtype=jnp.float64)
+    text = jax.random.randint(jax.random.key(1), (T, B), 0, 5)
+    _, together = model.apply(params, None, text, lengths=LENGTHS)
+    for b, length in enumerate(LENGTHS):
+        _, alone = model.apply(params, None, text[:length, b : b + 1])
+        np.testing.assert_allclose(together[:length, b], alone[:, 0], **FLOAT64)
+    with pytest.raises(TypeError, match="lenghts"):
+        model.apply(params, None, text, lenghts=LENGTHS)
+
+
+@pytest.mark.peers
+def test_bidirectional_agrees_with_packed_sequences():
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.LSTM(3, H, bidirectional=True)
+    lengths = [7, 3, 1, 5]
+    inputs = np.random.default_rng(0).normal(size=(T, B, 3)).astype(np.float32)
+
+    def weights(suffix):
+        kernel, recurrent, bias, more = (
+            getattr(theirs, f"{name}_l0{suffix}").detach().numpy()
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        return jaxrnn.LSTMParams(*map(jnp.asarray, (kernel.T, recurrent.T, bias + more)))
+
+    layer = jaxrnn.bidirectional(jaxrnn.lstm(H))
+    params = weights(""), weights("_reverse")
+
+    def ours(params, inputs):
+        (forward, backward), outputs = layer.apply(params, None, inputs, lengths=np.array(lengths))
+        hidden = jnp.stack([forward.hidden, backward.hidden])
+        cell = jnp.stack([forward.cell, backward.cell])
+        return (outputs**2).sum() + (hidden * cell).sum(), (outputs, hidden, cell)
+
+    (_, got), (d_params, d_inputs) = jax.value_and_grad(ours, (0, 1), has_aux=True)(params, inputs)
+    x = torch.tensor(inputs, requires_grad=True)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+    outputs, (hidden, cell) = theirs(packed)
+    outputs, _ = torch.nn.utils.rnn.pad_packed_sequence(outputs, total_length=T)
+    ((outputs**2).sum() + (hidden * cell).sum()).backward()
+    pairs = [
+        *zip(got, (outputs, hidden, cell), strict=True),
+        (d_inputs, x.grad),
+        (d_params[0].kernel.T, theirs.weight_ih_l0.grad),
+        (d_params[1].recurrent_kernel.T, theirs.weight_hh_l0_reverse.grad),
+    ]
+    for mine, torchs in pairs:
+        assert relative_error(mine, torchs.detach().numpy()) < PEERS_RELATIVE
+
+
+# Bad input --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"lengths": [7, 3, 0, 5]}, TypeError, "lengths: got list"),
+        ({"lengths": LENGTHS.astype(float)}, TypeError, r"lengths: got float64\[4\]"),
+        ({"lengths": np.array([7, 3])}, ValueError, r"lengths: got int64\[2\], wanted.*\(4,\)"),
+        ({"lengths": np.array(7)}, ValueError, r"lengths: got int64\[\], wanted.*\(4,\)"),
+        ({"lengths": np.array([8, 3, 0, 5])}, ValueError, "lengths: got integers from 0 to 8"),
+        ({"lengths": np.array([7, -1, 0, 5])}, ValueError, "lengths: got integers from -1 to 7"),
+        ({"mask": MASK.astype(int)}, TypeError, r"mask: got int64\[7, 4\], wanted .*bools"),
+        ({"mask": True}, TypeError, "mask: got bool True, wanted .*bools"),
+        ({"mask": MASK.T}, ValueError, r"mask: got bool\[4, 7\], wanted bool\[7, 4\]"),
+        ({"mask": MASK[:6]}, ValueError, r"mask: got bool\[6, 4\]"),
+        ({"resets": RESETS.astype(float)}, TypeError, r"resets: got float64\[7, 4\]"),
+        ({"resets": RESETS[..., None]}, ValueError, r"resets: got bool\[7, 4, 1\]"),
+    ],
+)
+def test_bad_input(options, error, message):
+    cell = jaxrnn.gru(H)
+    params, inputs, state = problem(cell, length=T, batch=(B,))
+    with pytest.raises(error, match=message):
+        jaxrnn.unroll(cell, params, inputs, state, **options)
