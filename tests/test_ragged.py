@@ -96,7 +96,10 @@ def weighted(everything):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[] if kind == "all" else [pytest.mark.slow]) for kind in KINDS],
+)
 @pytest.mark.parametrize(("cell", "engine"), PAIRS)
 def test_values_and_gradients_are_those_of_each_sequence(cell, engine, kind, reverse):
     with x64():
@@ -199,7 +202,7 @@ def test_layouts_and_transformations():
 def test_an_empty_sequence():
     cell = jaxrnn.gru(H)
     params, inputs, state = problem(cell, length=T, batch=(B,))
-    nothing = np.zeros((0, B), bool)
+    nothing = jnp.zeros((0, B), bool)
     for reverse in (False, True):
         final, outputs = jaxrnn.unroll(
             cell,
