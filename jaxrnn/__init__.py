@@ -12,6 +12,7 @@ from jaxrnn._training import (
     train_step,
 )
 from jaxrnn._unroll import unroll
+from jaxrnn._unroll_loss import unroll_loss
 from jaxrnn.cells import (
     ElmanParams,
     ElmanState,
@@ -77,4 +78,5 @@ __all__ = [
     "tasks",
     "train_step",
     "unroll",
+    "unroll_loss",
 ]

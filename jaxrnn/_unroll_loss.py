@@ -1,0 +1,111 @@
+"""A loss on every step's output that never keeps them all."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxrnn import _check
+from jaxrnn._cell import Cell
+from jaxrnn._unroll import unroll
+from jaxrnn.engines import Engine
+from jaxrnn.engines._chunks import nearby_divisor, scan_chunks
+from jaxrnn.engines._engine import checked_chunk
+
+
+def unroll_loss(
+    loss: Callable[[Any, Any], Float[Array, ""]],
+    cell: Cell,
+    params: PyTree,
+    inputs: Float[Array, "T *batch I"],
+    targets: PyTree,
+    state: PyTree | None = None,
+    *,
+    chunk: int | None = None,
+    engine: Engine | None = None,
+) -> tuple[Any, Float[Array, ""]]:
+    """Run a cell over a sequence and add up a loss on the way, chunk by chunk.
+
+    It returns what this does,
+
+        state, outputs = unroll(cell, params, inputs, state)
+        return state, loss(outputs, targets)
+
+    for a loss that is a sum over steps, and keeps the outputs and whatever `loss` makes of them,
+    such as `(T, *batch, O)` logits, for one chunk at a time only. Going back, each chunk is run
+    once more.
+
+    Args:
+        loss: `(outputs, targets) -> scalar` for some of the steps, such that the values of several
+            parts of a sequence add up to that of the whole: a sum over steps, not a mean. It may
+            use other parameters, such as a readout's, and their gradients come out too.
+        cell: the cell.
+        params: its parameters.
+        inputs: the sequence `(T, *batch, I)`.
+        targets: a pytree of arrays with T as first axis, or None.
+        state: the state before the first step; `cell.initial_state` if None.
+        chunk: how many steps a chunk has. None takes a divisor of T near its square root. If T is
+            no multiple of it, the steps that are left over are compiled for themselves.
+        engine: how to run a chunk; None takes that of `choose_engine`.
+
+    Returns:
+        The state after the last step, and the sum.
+
+    Raises:
+        TypeError: as `unroll`, and if `loss` is no function or doesn't return a floating scalar.
+        ValueError: as `unroll`, if targets don't have T steps, or if `chunk` is above T.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn, optax
+        >>> cell = jaxrnn.gru(8)
+        >>> params = cell.init(jax.random.key(0), 3), jnp.zeros((8, 50))
+        >>> xs, labels = jnp.ones((100, 4, 3)), jnp.zeros((100, 4), jnp.int32)
+        >>> def mean_loss(params):
+        ...     of_cell, readout = params
+        ...     def loss(outputs, labels):
+        ...         logits = outputs @ readout                  # (10, 4, 50), never (100, 4, 50)
+        ...         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
+        ...     _, total = jaxrnn.unroll_loss(loss, cell, of_cell, xs, labels)
+        ...     return total / labels.size
+        >>> value, gradients = jax.value_and_grad(mean_loss)(params)
+        >>> round(float(value), 3), round(float(jnp.log(50)), 3)
+        (3.912, 3.912)
+    """
+    _check.function("loss", loss)
+    if not isinstance(cell, Cell):
+        raise TypeError(f"cell: got {_check.describe(cell)}, wanted a jaxrnn.Cell")
+    _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
+    steps = inputs.shape[0]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(targets):
+        if getattr(leaf, "shape", ())[:1] != (steps,):
+            raise ValueError(
+                f"targets{jax.tree_util.keystr(path)}: got {_check.describe(leaf)}, wanted an "
+                f"array of {steps} steps, as inputs have"
+            )
+    if chunk is not None:
+        chunk = checked_chunk(_check.size("chunk", chunk), steps)
+    if state is None:
+        state = cell.initial_state(inputs.shape[1:-1], dtype=inputs.dtype)
+
+    # Within a scan nothing is there for XLA to share with, so there is no need to prevent it.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def run_chunk(carry, _, of_steps):
+        state, total = carry
+        inputs, targets = of_steps
+        state, outputs = unroll(cell, params, inputs, state, engine=engine)
+        return (state, total + _check.scalar("loss", loss(outputs, targets))), ()
+
+    (state, total), _ = scan_chunks(
+        run_chunk,
+        (state, jnp.zeros((), inputs.dtype)),
+        None,
+        (inputs, targets),
+        steps=steps,
+        chunk=chunk or nearby_divisor(steps, math.isqrt(steps)),
+        reverse=False,
+    )
+    return state, total

@@ -1,0 +1,121 @@
+"""The loss that is added up on the way, against the plain one."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxrnn
+from tests.cells import DEEP, problem
+from tests.tolerances import FLOAT64
+
+H, T, B, SYMBOLS = 3, 12, 2, 5
+untyped: Any = jaxrnn
+
+
+def cross_entropy(readout, outputs, labels):
+    logits = outputs @ readout
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
+
+
+@pytest.fixture
+def data():
+    labels = jax.random.randint(jax.random.key(4), (T, B), 0, SYMBOLS)
+    return jax.random.normal(jax.random.key(3), (H, SYMBOLS)), labels
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("row", DEEP)
+@pytest.mark.parametrize("chunk", [None, 4, 5, 1, T])
+def test_values_and_gradients_are_those_of_the_plain_loss(row, chunk):
+    cell = row.make(H)
+    params, inputs, state = problem(cell, length=T, batch=(B,))
+    labels = jax.random.randint(jax.random.key(4), (T, B), 0, SYMBOLS)
+    readout = jax.random.normal(jax.random.key(3), (H, SYMBOLS))
+
+    def chunked(params, readout, inputs, state):
+        loss = functools.partial(cross_entropy, readout)
+        final, total = jaxrnn.unroll_loss(loss, cell, params, inputs, labels, state, chunk=chunk)
+        return total + jnp.sin(final.hidden).sum(), (final, total)
+
+    def plain(params, readout, inputs, state):
+        final, outputs = jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.scan())
+        total = cross_entropy(readout, outputs, labels)
+        return total + jnp.sin(final.hidden).sum(), (final, total)
+
+    got, wanted = (
+        jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2, 3), has_aux=True))(
+            params, readout, inputs, state
+        )
+        for run in (chunked, plain)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+
+
+def test_it_keeps_no_logits():
+    cell = jaxrnn.gru(8)
+    params, inputs, _ = problem(cell, length=400, batch=(B,))
+    readout, labels = jnp.ones((8, 200)), jnp.zeros((400, B), jnp.int32)
+
+    def chunked(params, readout):
+        loss = functools.partial(cross_entropy, readout)
+        return jaxrnn.unroll_loss(loss, cell, params, inputs, labels)[1]
+
+    def plain(params, readout):
+        return cross_entropy(readout, jaxrnn.unroll(cell, params, inputs)[1], labels)
+
+    def memory(run):
+        compiled = jax.jit(jax.grad(run, argnums=(0, 1))).lower(params, readout).compile()
+        analysis: Any = compiled.memory_analysis()
+        return analysis.temp_size_in_bytes
+
+    logits = 400 * B * 200 * 4
+    assert memory(plain) > logits
+    assert memory(chunked) < logits / 4
+
+
+def test_an_empty_sequence_costs_nothing(data):
+    readout, labels = data
+    cell = jaxrnn.gru(H)
+    params, inputs, state = problem(cell, length=T, batch=(B,))
+    loss = functools.partial(cross_entropy, readout)
+    final, total = jaxrnn.unroll_loss(loss, cell, params, inputs[:0], labels[:0], state)
+    np.testing.assert_array_equal(final.hidden, state.hidden)
+    assert total == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"loss": "mean"}, TypeError, "loss: got str 'mean'"),
+        ({"loss": lambda outputs, labels: outputs}, TypeError, "loss: returned float32"),
+        ({"cell": "gru"}, TypeError, "cell: got str"),
+        ({"inputs": jnp.ones(3)}, ValueError, r"inputs: got float32\[3\]"),
+        ({"targets": jnp.ones((T - 1, B))}, ValueError, r"targets: got float32\[11, 2\].*12 steps"),
+        ({"targets": {"a": 1.0}}, ValueError, r"targets\['a'\]: got float 1.0"),
+        ({"chunk": 0}, ValueError, "chunk: got 0"),
+        ({"chunk": T + 1}, ValueError, "chunk: got 13 for inputs of 12 steps"),
+        ({"engine": "scan"}, TypeError, "engine: got str"),
+        ({"state": jnp.ones(3)}, TypeError, "state: got float32"),
+    ],
+)
+def test_bad_input(data, change, error, message):
+    readout, labels = data
+    cell = jaxrnn.gru(H)
+    params, inputs, state = problem(cell, length=T, batch=(B,))
+    arguments = {
+        "loss": functools.partial(cross_entropy, readout),
+        "cell": cell,
+        "params": params,
+        "inputs": inputs,
+        "targets": labels,
+        "state": state,
+        **change,
+    }
+    with pytest.raises(error, match=message):
+        untyped.unroll_loss(**arguments)
