@@ -7,6 +7,7 @@ keeps its own biases; JAX functions are jitted. Contenders take turns within one
 order each round, so that whatever else the machine does hits all alike. With --devices 2 the batch
 is divided over two devices of the CPU too. With --scaling: time and memory of jaxrnn's gradient
 against the length of the sequence. With --training: characters per second of a whole training step.
+With --loss: the gradient of a cross-entropy over every step, added up on the way or all at once.
 """
 
 import argparse
@@ -606,6 +607,57 @@ def random_codes(sizes: Training, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, sizes.symbols, shape, dtype=np.int32)
 
 
+# A loss on every step.
+
+# T, B, I, H and symbols.
+LOSS_SHAPES = [(512, 32, 64, 256, 65), (1000, 32, 64, 128, 1000), (2000, 8, 32, 64, 5000)]
+
+
+def prepare_loss(sizes: Sequence[int], seed: int) -> dict[str, Program]:
+    """Compile the gradient of an LSTM's mean cross-entropy, in two ways."""
+    length, batch, features, hidden, symbols = sizes
+    cell = jaxrnn.lstm(hidden)
+    keys = jax.random.split(jax.random.key(seed), 4)
+    params = cell.init(keys[0], features), jax.random.normal(keys[1], (hidden, symbols)) / hidden
+    inputs = jax.random.normal(keys[2], (length, batch, features))
+    labels = jax.random.randint(keys[3], (length, batch), 0, symbols)
+
+    def cross_entropy(readout, outputs, labels):
+        logits = outputs @ readout
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
+
+    def at_once(params, inputs, labels):
+        _, outputs = jaxrnn.unroll(cell, params[0], inputs)
+        return cross_entropy(params[1], outputs, labels) / labels.size
+
+    def on_the_way(params, inputs, labels):
+        loss = functools.partial(cross_entropy, params[1])
+        return jaxrnn.unroll_loss(loss, cell, params[0], inputs, labels)[1] / labels.size
+
+    return {
+        name: compile_jax(jax.grad(loss), params, inputs, labels)
+        for name, loss in {"unroll": at_once, "unroll_loss": on_the_way}.items()
+    }
+
+
+def run_loss(arguments: argparse.Namespace, names: Sequence[str], head: dict[str, str]) -> None:
+    """Compare `unroll_loss` with a loss on all outputs."""
+    del names
+    rows = []
+    for sizes in LOSS_SHAPES:
+        print(f"\nT, B, I, H, symbols = {', '.join(map(str, sizes))}", flush=True)
+        measured = measure(
+            prepare_loss(sizes, arguments.seed),
+            rounds=arguments.repeats,
+            budget=60 * arguments.minutes / len(LOSS_SHAPES),
+            shuffle=random.Random(arguments.seed),
+        )
+        print_table(measured)
+        fields = dict(zip(("T", "B", "I", "H", "symbols"), sizes, strict=True))
+        rows += [fields | row for row in measured]
+    _common.save_csv(arguments.out / "loss.csv", [row | head for row in rows])
+
+
 # Showing.
 
 # jaxrnn's engines are discs; each peer has a shape of its own.
@@ -908,6 +960,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="compare training steps of a character model instead (T 128, B 32, LSTM of 256)",
     )
     parser.add_argument(
+        "--loss",
+        action="store_true",
+        help="compare a loss added up on the way with one on all outputs instead",
+    )
+    parser.add_argument(
         "--devices",
         type=positive(int),
         default=None,
@@ -938,10 +995,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"left out: {name}, as {reason}")
     if not names:
         sys.exit("no contender is left")
-    run = run_shapes
-    if arguments.scaling or arguments.training:
-        run = run_scaling if arguments.scaling else run_training
-    run(arguments, names, head)
+    modes = {"scaling": run_scaling, "training": run_training, "loss": run_loss}
+    asked = [mode for mode in modes if getattr(arguments, mode)]
+    for mode in asked:
+        modes[mode](arguments, names, head)
+    if not asked:
+        run_shapes(arguments, names, head)
 
 
 if __name__ == "__main__":

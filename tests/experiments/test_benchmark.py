@@ -265,6 +265,19 @@ def test_training_steps_agree_whatever_the_engine(tmp_path, monkeypatch):
         assert float(line["characters_per_s"]) == pytest.approx(rate)
 
 
+def test_a_loss_on_the_way_has_the_gradient_of_one_at_once(tmp_path, monkeypatch):
+    programs = benchmark.prepare_loss((6, 2, 3, 4, 5), 0)
+    once, way = (programs[name].run() for name in ("unroll", "unroll_loss"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), way, once)
+    monkeypatch.setattr(benchmark, "LOSS_SHAPES", [(6, 2, 3, 4, 5)])
+    benchmark.main([*TINY, "--loss", "--out", str(tmp_path)])
+    rows = read_csv(tmp_path / "loss.csv")
+    assert [(line["contender"], line["T"]) for line in rows] == [
+        ("unroll", "6"),
+        ("unroll_loss", "6"),
+    ]
+
+
 @pytest.mark.peers
 def test_pytorch_trains_the_same_model():
     pytest.importorskip("torch")
