@@ -20,9 +20,11 @@ from jaxrnn.cells import (
     GRUState,
     LSTMParams,
     LSTMState,
+    PeepholeLSTMParams,
     elman,
     gru,
     lstm,
+    peephole_lstm,
 )
 from jaxrnn.engines import EngineChoice, checkpointed, choose_engine, hoisted, scan, sharded
 from jaxrnn.layers import (
@@ -54,6 +56,7 @@ __all__ = [
     "Layer",
     "Metrics",
     "NonFiniteError",
+    "PeepholeLSTMParams",
     "TrainState",
     "bidirectional",
     "checkpointed",
@@ -70,6 +73,7 @@ __all__ = [
     "initializers",
     "losses",
     "lstm",
+    "peephole_lstm",
     "residual",
     "rnn",
     "scan",

@@ -52,6 +52,17 @@ def numpy_lstm(params, state, x):
     return (h, c), h
 
 
+def numpy_peephole_lstm(params, state, x):
+    h, c = state
+    total = x @ params.kernel + h @ params.recurrent_kernel + params.bias
+    i, f, g, o = np.split(total, 4, axis=-1)
+    to_i, to_f, to_o = params.peepholes
+    i, f = sigmoid(i + c * to_i), sigmoid(f + c * to_f)
+    c = f * c + i * np.tanh(g)
+    h = sigmoid(o + c * to_o) * np.tanh(c)
+    return (h, c), h
+
+
 def numpy_gru_reset_after(params, state, x):
     (h,) = state
     wr, wz, wn = np.split(params.kernel, 3, axis=-1)
@@ -110,6 +121,7 @@ CELLS = [
         numpy_lstm,
         variant=True,
     ),
+    Row("peephole_lstm", jaxrnn.peephole_lstm, numpy_peephole_lstm, variant=True),
     Row("gru", jaxrnn.gru, numpy_gru_reset_after),
     Row(
         "gru_reset_before",

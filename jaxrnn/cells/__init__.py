@@ -3,6 +3,7 @@
 from jaxrnn.cells._elman import ElmanParams, ElmanState, elman
 from jaxrnn.cells._gru import GRUParams, GRUState, gru
 from jaxrnn.cells._lstm import LSTMParams, LSTMState, lstm
+from jaxrnn.cells._peephole_lstm import PeepholeLSTMParams, peephole_lstm
 
 __all__ = [
     "ElmanParams",
@@ -11,7 +12,9 @@ __all__ = [
     "GRUState",
     "LSTMParams",
     "LSTMState",
+    "PeepholeLSTMParams",
     "elman",
     "gru",
     "lstm",
+    "peephole_lstm",
 ]
