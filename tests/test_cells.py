@@ -204,7 +204,7 @@ def test_any_initializer():
 
 # Bad input -----------------------------------------------------------------------------------
 
-CONSTRUCTORS = [jaxrnn.elman, jaxrnn.lstm, jaxrnn.gru]
+CONSTRUCTORS = [jaxrnn.elman, jaxrnn.lstm, jaxrnn.peephole_lstm, jaxrnn.gru]
 
 
 @pytest.mark.parametrize("make", CONSTRUCTORS)

@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxrnn import _check, initializers
+from jaxrnn import initializers
 from jaxrnn._cell import Cell, Gated
-from jaxrnn.cells._lstm import LSTMState
+from jaxrnn.cells._lstm import LSTMParams, LSTMState, lstm
 from jaxrnn.initializers import Initializer
 
 
 class PeepholeLSTMParams(NamedTuple):
-    """Weights of a peephole LSTM cell, gates packed in the order i f g o, peepholes i f o."""
+    """Weights of a peephole LSTM cell: those of an LSTM cell, and peepholes in the order i f o."""
 
     kernel: Float[Array, "I 4*H"]
     recurrent_kernel: Float[Array, "H 4*H"]
-    bias: Float[Array, "4*H"]
+    bias: Float[Array, "4*H"] | None
     peepholes: Float[Array, "3 H"]
 
 
@@ -26,6 +26,7 @@ def peephole_lstm(
     hidden_size: int,
     *,
     forget_bias: float = 1.0,
+    use_bias: bool = True,
     kernel_init: Initializer = initializers.glorot_uniform,
     recurrent_init: Initializer = initializers.orthogonal(),
 ) -> Cell[PeepholeLSTMParams, LSTMState]:
@@ -42,6 +43,7 @@ def peephole_lstm(
     Args:
         hidden_size: H, the number of units.
         forget_bias: the forget gate's bias at the start; it is trained like the rest of `bias`.
+        use_bias: whether to add a bias, zero at first but for the forget gate's.
         kernel_init: initialiser of each gate's `kernel`, `(I, H)`.
         recurrent_init: initialiser of each gate's `recurrent_kernel`, `(H, H)`.
 
@@ -51,7 +53,7 @@ def peephole_lstm(
 
     Raises:
         TypeError: if a setting is of the wrong kind.
-        ValueError: if `hidden_size` is below 1.
+        ValueError: as `lstm`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -65,40 +67,27 @@ def peephole_lstm(
         Gers, Schraudolph and Schmidhuber, "Learning precise timing with LSTM recurrent networks",
         JMLR 3, 2002, section 3.
     """
-    return _peephole_lstm(
-        _check.size("hidden_size", hidden_size),
-        _check.real("forget_bias", forget_bias),
-        _check.function("kernel_init", kernel_init),
-        _check.function("recurrent_init", recurrent_init),
+    plain = lstm(
+        hidden_size,
+        forget_bias=forget_bias,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        recurrent_init=recurrent_init,
     )
+    return _peephole_lstm(plain)
 
 
 @functools.cache
-def _peephole_lstm(
-    hidden_size: int, forget_bias: float, kernel_init: Initializer, recurrent_init: Initializer
-) -> Cell[PeepholeLSTMParams, LSTMState]:
+def _peephole_lstm(plain: Cell[LSTMParams, LSTMState]) -> Cell[PeepholeLSTMParams, LSTMState]:
+    gates = plain.structure
+    assert gates is not None
+
     def init(key, input_size, dtype):
-        kernel_key, recurrent_key = jax.random.split(key)
-        forget = slice(hidden_size, 2 * hidden_size)
-        return PeepholeLSTMParams(
-            initializers.draw(kernel_init, kernel_key, (input_size, hidden_size), dtype, gates=4),
-            initializers.draw(
-                recurrent_init, recurrent_key, (hidden_size, hidden_size), dtype, gates=4
-            ),
-            jnp.zeros(4 * hidden_size, dtype).at[forget].set(forget_bias),
-            jnp.zeros((3, hidden_size), dtype),
-        )
+        params = plain.init(key, input_size, dtype=dtype)
+        return PeepholeLSTMParams(*params, jnp.zeros((3, params.recurrent_kernel.shape[0]), dtype))
 
     def initial_state(batch_shape, dtype):
-        zeros = jnp.zeros((*batch_shape, hidden_size), dtype)
-        return LSTMState(zeros, zeros)
-
-    def project(params, inputs):
-        # One array for each gate, as in the LSTM.
-        return jnp.split(inputs @ params.kernel + params.bias, 4, axis=-1)
-
-    def recur(params, state):
-        return jnp.split(state.hidden @ params.recurrent_kernel, 4, axis=-1)
+        return plain.initial_state(batch_shape, dtype=dtype)
 
     def activate(params, state, projected, recurrent):
         i, f, g, o = (p + r for p, r in zip(projected, recurrent, strict=True))
@@ -108,4 +97,6 @@ def _peephole_lstm(
         hidden = jax.nn.sigmoid(o + to_o * cell) * jnp.tanh(cell)
         return LSTMState(hidden, cell), hidden
 
-    return Cell(init, initial_state, Gated(project, recur, activate), name="peephole_lstm")
+    # Everything but the pointwise part is a plain LSTM's.
+    step = Gated(gates.project, gates.recur, activate)
+    return Cell(init, initial_state, step, name="peephole_lstm")
