@@ -1,4 +1,4 @@
-"""Lyapunov exponents: how fast disturbances of the state grow or die, per step, in each direction."""
+"""Lyapunov exponents: how fast disturbances of the state grow or die, in each direction."""
 
 import functools
 import math
@@ -267,9 +267,7 @@ def _orthonormalise(
 
     def householder(_):
         columns, r = jnp.linalg.qr(jnp.swapaxes(rows, -1, -2))
-        return jnp.swapaxes(columns, -1, -2), jnp.log(
-            jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
-        )
+        return jnp.swapaxes(columns, -1, -2), jnp.log(jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1)))
 
     # Not a number isn't less than anything, so a failed factorisation takes the second branch.
     rows, logs = lax.cond(regular, second, householder, first)

@@ -101,7 +101,7 @@ def size_of(state: PyTree, batch_ndim: int) -> int:
 
 
 def flat_step(cell: Cell | Step, params: PyTree, like: PyTree) -> Callable[[Array, Array], Array]:
-    """Return `(flat, inputs) -> flat`, the step of a state that `flatten` made of one like `like`."""
+    """Return `(flat, inputs) -> flat`, the step of a state `like`, as `flatten` makes it."""
     step = step_of(cell)
 
     def advance(flat, inputs):
