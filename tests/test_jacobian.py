@@ -107,7 +107,7 @@ def test_jit_vmap_and_a_bare_step():
     np.testing.assert_allclose(jax.jit(measure)(params, inputs, state), wanted, atol=1e-6)
     mapped = jax.vmap(measure, (None, 1, 0), 1)(params, inputs, state)
     np.testing.assert_allclose(mapped, wanted, atol=1e-6)
-    bare = jacobian_spectrum(cell.step, params, inputs, state, lags=np.array([2, 5]))
+    bare = jacobian_spectrum(cell.step, params, inputs, state, lags=array([2, 5]))
     np.testing.assert_allclose(bare, wanted, atol=1e-6)
 
 

@@ -234,8 +234,8 @@ def _run(params, state, inputs, *, cell, count, burn_in, qr_every, tolerance):
         return tangents, jnp.zeros((*batch_shape, count), flat.dtype)
 
     def body(carry, inputs_and_mark):
-        inputs, mark = inputs_and_mark
-        flat, tangents = push(advance, *carry, inputs)
+        (flat, tangents), (inputs, mark) = carry, inputs_and_mark
+        flat, tangents = push(advance, flat, tangents, inputs)
         if factorised.all():
             tangents, stretch = _orthonormalise(tangents)
         else:
