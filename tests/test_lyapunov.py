@@ -282,6 +282,17 @@ def test_batch_jit_and_vmap_agree(chaotic):
     assert together.exponents.shape == (2, 4)
 
 
+def test_constants_may_be_closed_over_in_a_trace(chaotic):
+    cell, params, state = chaotic
+    params, inputs, state = jax.tree.map(jnp.float32, (params, nothing(5, 2), state))
+    scaled = jax.jit(
+        lambda gain: lyapunov_exponents(
+            cell, params._replace(kernel=gain * params.kernel), inputs, state
+        )
+    )
+    assert np.isfinite(scaled(1.0).exponents[0, 0])
+
+
 def test_a_second_call_compiles_nothing(compilations, chaotic):
     cell, params, state = chaotic
     arguments = jax.tree.map(jnp.float32, (params, nothing(20, 2), state))

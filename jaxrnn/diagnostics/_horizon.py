@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrnn import _check
@@ -70,9 +71,9 @@ def gradient_horizon(norms: Float[Array, "T *batch"], fraction: float = 0.01) ->
         raise ValueError(f"norms: got {_check.describe(norms)}, wanted at least one step")
     finite("norms", norms)
     if not isinstance(norms, jax.core.Tracer):
-        if (jnp.asarray(norms) < 0).any():
+        if (np.asarray(norms) < 0).any():
             raise ValueError("norms: got a negative number, wanted norms")
-        if (jnp.asarray(norms)[-1] == 0).any():
+        if (np.asarray(norms)[-1] == 0).any():
             raise ValueError(
                 "norms: got a last one of 0, wanted the gradient of a last step's loss"
             )

@@ -62,7 +62,8 @@ def finite(name: str, tree: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.core.Tracer) or not hasattr(leaf, "dtype"):
             continue
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and not jnp.isfinite(leaf).all():
+        # In NumPy, as JAX would make a tracer of a constant within a trace.
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(np.asarray(leaf)).all():
             where = f"{name}{jax.tree_util.keystr(path)}"
             raise ValueError(f"{where}: got NaN or infinity, wanted finite numbers")
 
