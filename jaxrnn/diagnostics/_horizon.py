@@ -1,8 +1,10 @@
 """How far back a gradient reaches, and the rate at which it decays."""
 
+import functools
 import math
 from typing import NamedTuple
 
+import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +79,12 @@ def gradient_horizon(norms: Float[Array, "T *batch"], fraction: float = 0.01) ->
             raise ValueError(
                 "norms: got a last one of 0, wanted the gradient of a last step's loss"
             )
-    backwards = jnp.asarray(norms)[::-1]
+    return _run(norms, fraction)
+
+
+@functools.partial(jax.jit, inline=True)
+def _run(norms: Float[Array, "T *batch"], fraction: float) -> GradientHorizon:
+    backwards = norms[::-1]
     below = backwards < fraction * backwards[0]
     first = jnp.argmax(below, axis=0).astype(backwards.dtype)
     steps = jnp.where(below.any(axis=0), first, jnp.inf)
