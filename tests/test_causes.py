@@ -15,7 +15,8 @@ from jaxrnn.diagnostics import (
     saturation,
     spectral_radius,
 )
-from tests.cells import CELLS, problem, sigmoid
+from tests.cells import CELLS, sigmoid
+from tests.problems import problem
 from tests.tolerances import FLOAT32, FLOAT64
 
 ROWS = {row.name: row for row in CELLS}

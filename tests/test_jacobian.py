@@ -10,7 +10,8 @@ import pytest
 
 import jaxrnn
 from jaxrnn.diagnostics import jacobian_spectrum
-from tests.cells import CELLS, DEEP, complex_step_gradient, problem
+from tests.cells import CELLS, DEEP, complex_step_gradient
+from tests.problems import problem
 from tests.tolerances import FLOAT64
 
 ROWS = {row.name: row for row in CELLS}

@@ -11,7 +11,8 @@ import pytest
 import jaxrnn
 from jaxrnn.diagnostics import entropy_rate, kaplan_yorke_dimension, lyapunov_exponents
 from jaxrnn.diagnostics._tangents import fixed_basis
-from tests.cells import CELLS, DEEP, complex_step_gradient, problem
+from tests.cells import CELLS, DEEP, complex_step_gradient
+from tests.problems import problem
 from tests.tolerances import FLOAT32, x64
 
 # A mean over tens of steps of logarithms, each the end of a chain of factorisations in float64.
@@ -323,8 +324,9 @@ def test_derivatives_are_finite_differences(float64):
         return lyapunov_exponents(cell, scaled, inputs, state, num_exponents=2).exponents[1]
 
     size = 1e-5
-    wanted = (largest(1 + size) - largest(1 - size)) / (2 * size)
-    np.testing.assert_allclose(jax.grad(largest)(1.0), wanted, rtol=1e-6)
+    value, slope = jax.jit(largest), jax.jit(jax.grad(largest))
+    wanted = (value(1 + size) - value(1 - size)) / (2 * size)
+    np.testing.assert_allclose(slope(1.0), wanted, rtol=1e-6)
 
 
 # What follows from the exponents ------------------------------------------------------------------
