@@ -55,8 +55,8 @@ def jacobian_spectrum(
         num_values: K, how many of the largest values to find; all N if None, where N is the number
             of floats that one sequence's state holds. With None the product is made by pushing N
             tangents forward, exactly. With a number that is small beside N, it is multiplied
-            forward and backward with a few vectors until their largest values stand still, as
-            suits large states.
+            forward and backward with a few vectors until their largest values stand still (or 200
+            times: values that are close together beyond the K-th take long), as suits large states.
 
     Returns:
         The values `(L, *batch, K)`, in descending order; those below the largest times the dtype's
