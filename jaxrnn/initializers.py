@@ -5,6 +5,7 @@ equal settings give the same function, and so the same memoised cell.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -13,7 +14,17 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxrnn import _check
 
-__all__ = ["Initializer", "draw", "glorot_uniform", "identity", "orthogonal", "zeros"]
+__all__ = [
+    "Initializer",
+    "chrono",
+    "draw",
+    "glorot_uniform",
+    "identity",
+    "near_identity",
+    "orthogonal",
+    "scaled_gaussian",
+    "zeros",
+]
 
 Initializer = Callable[..., Array]
 
@@ -89,6 +100,145 @@ def _identity(gain: float) -> Initializer:
     def init(key: PRNGKeyArray, shape: tuple[int, int], dtype=jnp.float32) -> Float[Array, "I H"]:
         del key
         return gain * jnp.eye(*shape, dtype=dtype)
+
+    return init
+
+
+def near_identity(noise: float = 0.01, gain: float = 1.0) -> Initializer:
+    """Identity times `gain`, plus a Gaussian matrix of spectral radius about `noise`.
+
+        kernel = gain * identity + noise * normal / sqrt(units)
+
+    A network that starts so remembers for about `1 / noise` steps, as the IRNN does for ever, but
+    its units differ and mix from the first step.
+
+    Args:
+        noise: the spectral radius of the Gaussian part, for many units.
+        gain: the factor on the identity.
+
+    Returns:
+        An initialiser for square shapes `(units, units)`, which raises a ValueError for others.
+
+    Raises:
+        TypeError: if a setting is not a number.
+        ValueError: if `noise` is negative, or a setting not finite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> init = jaxrnn.initializers.near_identity(0.001)
+        >>> matrix = init(jax.random.key(0), (64, 64), jnp.float32)
+        >>> bool(jnp.allclose(matrix, jnp.eye(64), atol=0.001))
+        True
+
+    References:
+        Le, Jaitly and Hinton, "A simple way to initialize recurrent networks of rectified linear
+        units", 2015 (the identity).
+        Ginibre, "Statistical ensembles of complex, quaternion, and real matrices", Journal of
+        Mathematical Physics 6, 1965 (the Gaussian part's radius).
+    """
+    return _near_identity(_check.real("noise", noise, low=0.0), _check.real("gain", gain))
+
+
+@functools.cache
+def _near_identity(noise: float, gain: float) -> Initializer:
+    def init(key: PRNGKeyArray, shape: tuple[int, int], dtype=jnp.float32) -> Float[Array, "H H"]:
+        units = _square(shape)
+        normal = jax.random.normal(key, shape, dtype)
+        return gain * jnp.eye(units, dtype=dtype) + noise / math.sqrt(units) * normal
+
+    return init
+
+
+def scaled_gaussian(radius: float = 1.0) -> Initializer:
+    """Gaussian matrix, scaled so that its spectral radius is exactly `radius`.
+
+    The usual start of echo state networks. Its singular values spread up to about twice the radius,
+    so products of a few grow even where those of many shrink. Gaussian draws of variance
+    `gain**2 / units`, as in studies of chaos, have a radius near `gain` for many units only.
+
+    Args:
+        radius: the largest modulus of an eigenvalue.
+
+    Returns:
+        An initialiser for square shapes `(units, units)`, which raises a ValueError for others.
+        Older releases of JAX find eigenvalues on CPU only.
+
+    Raises:
+        TypeError: if `radius` is not a number.
+        ValueError: if `radius` is negative or not finite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> init = jaxrnn.initializers.scaled_gaussian(0.9)
+        >>> matrix = init(jax.random.key(0), (64, 64), jnp.float32)
+        >>> bool(jnp.isclose(jaxrnn.diagnostics.spectral_radius(matrix), 0.9))
+        True
+
+    References:
+        Jaeger, "The echo state approach to analysing and training recurrent neural networks", GMD
+        report 148, 2001, section 3.
+    """
+    return _scaled_gaussian(_check.real("radius", radius, low=0.0))
+
+
+@functools.cache
+def _scaled_gaussian(radius: float) -> Initializer:
+    def init(key: PRNGKeyArray, shape: tuple[int, int], dtype=jnp.float32) -> Float[Array, "H H"]:
+        _square(shape)
+        normal = jax.random.normal(key, shape, dtype)
+        return radius / jnp.max(jnp.abs(jnp.linalg.eigvals(normal))) * normal
+
+    return init
+
+
+def _square(shape: tuple[int, ...]) -> int:
+    if len(shape) != 2 or shape[0] != shape[1]:
+        raise ValueError(f"shape: got {tuple(shape)}, wanted a square such as (64, 64)")
+    return shape[0]
+
+
+def chrono(max_time: float) -> Initializer:
+    """Forget gates' bias for time constants spread evenly from 1 up to `max_time`.
+
+        bias = log(uniform(1, max_time - 1))
+
+    A forget gate of `sigmoid(bias)` keeps the state for about `1 + exp(bias)` steps. For an LSTM
+    the paper also closes the input gate as far as the forget gate is open, with minus this bias;
+    for a GRU as here, whose `z` keeps the state, the bias is that of `z`.
+
+    Args:
+        max_time: steps, the longest dependency to expect, such as the sequences' length; more
+            than 2.
+
+    Returns:
+        An initialiser for a gate's bias, of any shape.
+
+    Raises:
+        TypeError: if `max_time` is not a number.
+        ValueError: if `max_time` is not finite or not more than 2.
+
+    Example:
+        An LSTM with chrono biases, packed in its order i f g o:
+
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> params = jaxrnn.lstm(64).init(jax.random.key(0), 32)
+        >>> forget = jaxrnn.initializers.chrono(100)(jax.random.key(1), (64,), jnp.float32)
+        >>> nothing = jnp.zeros(128)
+        >>> params = params._replace(bias=jnp.concatenate([-forget, forget, nothing]))
+
+    References:
+        Tallec and Ollivier, "Can recurrent neural networks warp time?", 2018, equation 16.
+    """
+    max_time = _check.real("max_time", max_time)
+    if max_time <= 2:
+        raise ValueError(f"max_time: got {max_time}, wanted more than 2 steps")
+    return _chrono(max_time)
+
+
+@functools.cache
+def _chrono(max_time: float) -> Initializer:
+    def init(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Float[Array, "..."]:
+        return jnp.log(jax.random.uniform(key, shape, dtype, 1, max_time - 1))
 
     return init
 

@@ -89,6 +89,87 @@ def test_identity_in_an_elman_cell_adds_its_inputs_up():
     np.testing.assert_array_equal(outputs, np.cumsum(inputs, axis=0))
 
 
+@pytest.mark.parametrize("radius", [0.5, 1.0, 2.0])
+def test_scaled_gaussian_has_the_radius_exactly(radius):
+    matrix = np.asarray(initializers.scaled_gaussian(radius)(KEY, (20, 20), jnp.float32))
+    assert np.abs(np.linalg.eigvals(matrix)).max() == pytest.approx(radius, rel=1e-5)
+    other = initializers.scaled_gaussian(2 * radius)(KEY, (20, 20), jnp.float32)
+    np.testing.assert_allclose(other, 2 * matrix, rtol=1e-5)
+
+
+def test_near_identity():
+    matrix = np.asarray(initializers.near_identity(0.1, 0.5)(KEY, (200, 200), jnp.float32))
+    noise = matrix - 0.5 * np.eye(200)
+    # The circular law's radius is 0.1, with an error that falls as 1 / sqrt(units).
+    assert np.abs(np.linalg.eigvals(noise)).max() == pytest.approx(0.1, rel=0.15)
+    assert np.std(noise) == pytest.approx(0.1 / np.sqrt(200), rel=5 / np.sqrt(2 * noise.size))
+    without = initializers.near_identity(0.0)(KEY, (3, 3), jnp.float32)
+    np.testing.assert_array_equal(without, np.eye(3))
+
+
+def test_chrono():
+    bias = np.asarray(initializers.chrono(100)(KEY, (10_000,), jnp.float32), float)
+    times = np.exp(bias)
+    assert times.min() == pytest.approx(1, abs=0.1)
+    assert times.max() == pytest.approx(99, abs=0.1)
+    # Uniform: of n draws the mean is off by the spread / sqrt(n), here 0.28.
+    assert times.mean() == pytest.approx(50, abs=5 * 0.28)
+    assert times.std() == pytest.approx(98 / np.sqrt(12), rel=0.03)
+
+
+def test_chrono_lengthens_the_memory_and_the_horizon_of_an_lstm():
+    cell = jaxrnn.lstm(16)
+    plain = cell.init(KEY, 2)
+    forget = initializers.chrono(100)(jax.random.key(1), (16,), jnp.float32)
+    chrono = plain._replace(bias=jnp.concatenate([-forget, forget, jnp.zeros(32)]))
+    inputs = 0.1 * jax.random.normal(jax.random.key(2), (200, 2))
+    rates, times = [], []
+    for params in (plain, chrono):
+        norms = jaxrnn.diagnostics.gradient_norms(lambda o: o[-1].sum(), cell, params, inputs)
+        rates.append(float(jaxrnn.diagnostics.gradient_horizon(norms).decay_rate))
+        gates = jaxrnn.diagnostics.gate_statistics(cell, params, inputs)
+        times.append(float(gates.time_constant.mean()))
+    assert rates[1] < rates[0] / 2
+    assert times[1] > 2 * times[0]
+
+
+@pytest.mark.parametrize("make", [initializers.scaled_gaussian, initializers.near_identity])
+def test_square_shapes_only(make):
+    with pytest.raises(ValueError, match=r"shape: got \(3, 4\), wanted a square"):
+        make()(KEY, (3, 4), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "error", "message"),
+    [
+        (initializers.scaled_gaussian, ("1",), TypeError, "radius: got str"),
+        (initializers.scaled_gaussian, (-1.0,), ValueError, "radius: got -1"),
+        (initializers.near_identity, (-1.0,), ValueError, "noise: got -1"),
+        (initializers.near_identity, (0.1, None), TypeError, "gain: got NoneType"),
+        (initializers.chrono, (2,), ValueError, "max_time: got 2.0, wanted more than 2"),
+        (initializers.chrono, (np.inf,), ValueError, "max_time: got inf"),
+        (initializers.chrono, (True,), TypeError, "max_time: got bool"),
+    ],
+)
+def test_bad_settings(make, arguments, error, message):
+    with pytest.raises(error, match=message):
+        make(*arguments)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    "init",
+    [initializers.scaled_gaussian(), initializers.near_identity(), initializers.chrono(10)],
+)
+def test_cells_take_them_and_equal_settings_are_one_function(init, dtype):
+    assert initializers.scaled_gaussian(1) is initializers.scaled_gaussian()
+    assert initializers.near_identity(0.01, 1) is initializers.near_identity()
+    assert initializers.chrono(10.0) is initializers.chrono(10)
+    params = jaxrnn.gru(4, recurrent_init=init).init(KEY, 3, dtype=dtype)
+    assert params.recurrent_kernel.shape == (4, 12)
+    assert params.recurrent_kernel.dtype == dtype
+
+
 @pytest.mark.parametrize("make", [initializers.orthogonal, initializers.identity])
 def test_equal_settings_give_the_same_function_and_cell(make):
     assert make() is make(1) is make(1.0) is make(gain=np.float32(1.0))

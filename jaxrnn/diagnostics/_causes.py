@@ -1,0 +1,281 @@
+"""Bounds on gradients, and what makes them vanish: the kernel, saturated units, closed gates."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from jaxrnn import _check
+from jaxrnn._cell import Cell
+from jaxrnn.diagnostics._tangents import checked_state, finite
+
+
+class GateStatistics(NamedTuple):
+    """How much of the state the gates keep, and for how long.
+
+    Attributes:
+        forget: mean over the units of each step's forget gate, `(T, *batch)`.
+        time_constant: steps in which gates of that mean let the state fall to 1/e,
+            `-1 / log(forget)`, `(T, *batch)`; infinite where nothing is forgotten, 0 where all is.
+    """
+
+    forget: Float[Array, "T *batch"]
+    time_constant: Float[Array, "T *batch"]
+
+
+def spectral_radius(kernel: Float[Array, "*batch N N"]) -> Float[Array, "*batch"]:
+    """Largest modulus of a matrix's eigenvalues.
+
+        radius = max(abs(eigenvalues(kernel)))
+
+    Below 1 (times the activation's largest derivative) a recurrent kernel's long products shrink
+    and gradients vanish; above 1 they may explode. A gated cell has a kernel for each gate: split
+    them along the last axis first.
+
+    Args:
+        kernel: square matrices `(*batch, N, N)`.
+
+    Returns:
+        The radius. Older releases of JAX find eigenvalues on CPU only.
+
+    Raises:
+        TypeError: if the kernel is no floating array.
+        ValueError: if it isn't square or (outside of a trace) isn't finite.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> radius = jaxrnn.diagnostics.spectral_radius(jnp.array([[1.0, 2.0], [2.0, 1.0]]))
+        >>> bool(jnp.isclose(radius, 3))
+        True
+
+    References:
+        Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks",
+        2013, section 2.1.
+    """
+    return jnp.max(jnp.abs(jnp.linalg.eigvals(_checked_square("kernel", kernel))), axis=-1)
+
+
+def pascanu_bound(
+    recurrent_kernel: Float[Array, "H H"], lags: Sequence[int], *, gamma: float = 1.0
+) -> Float[Array, "L"]:
+    """Upper bound of a gradient's factor over some steps of an Elman network.
+
+        norm(d hidden[t + k] / d hidden[t]) <= (gamma * norm(recurrent_kernel)) ** k
+
+    where `norm` is the largest singular value and gamma the largest derivative of the activation:
+    1 for tanh, relu and the identity, 1/4 for the logistic function.
+
+    Args:
+        recurrent_kernel: the matrix `(H, H)`.
+        lags: L numbers k of steps, at least 0.
+        gamma: the largest derivative of the activation, at least 0.
+
+    Returns:
+        The bounds `(L,)`.
+
+    Raises:
+        TypeError: if an argument is of another kind.
+        ValueError: if the kernel isn't square or (outside of a trace) isn't finite, or a lag or
+            gamma is negative.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> jaxrnn.diagnostics.pascanu_bound(jnp.eye(3), [0, 1, 2], gamma=0.25)
+        Array([1.    , 0.25  , 0.0625], dtype=float32)
+
+    References:
+        Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks",
+        2013, equations 6 and 7.
+    """
+    kernel = _checked_square("recurrent_kernel", recurrent_kernel)
+    if kernel.ndim != 2:
+        raise ValueError(f"recurrent_kernel: got {_check.describe(kernel)}, wanted one matrix")
+    gamma = _check.real("gamma", gamma, low=0.0)
+    if not isinstance(lags, Sequence | np.ndarray) or isinstance(lags, str):
+        raise TypeError(f"lags: got {_check.describe(lags)}, wanted integers such as [1, 10]")
+    powers = [_check.size(f"lags[{l}]", lag, least=0) for l, lag in enumerate(lags)]
+    return (gamma * jnp.linalg.norm(kernel, 2)) ** jnp.asarray(powers)
+
+
+def saturation(
+    cell: Cell,
+    params: PyTree,
+    inputs: Float[Array, "T *batch I"],
+    state: PyTree | None = None,
+    *,
+    threshold: float = 0.05,
+) -> Float[Array, "T *batch G"]:
+    """Share of units, by step and gate, that what flows into them hardly moves.
+
+    A unit counts at step t if no part of its new state moves by as much as `threshold` of what is
+    added to its pre-activation there:
+
+        share[t, gate] = mean over units of
+            (max over parts of abs(d state[t].part / d recurrent[t].gate)) < threshold
+
+    For an Elman network that is the activation's derivative, `1 - hidden**2` with tanh. For a gate
+    it is the derivative of what the gate does: a gate that is saturated, or that has nothing to
+    pass on, lets no gradient through to its weights.
+
+    Args:
+        cell: a cell that shows its structure, `jaxrnn.Gated`.
+        params: its parameters.
+        inputs: the sequence `(T, *batch, I)`.
+        state: the state before the first step; `cell.initial_state` if None.
+        threshold: the derivative below which a unit counts as saturated.
+
+    Returns:
+        Shares from 0 to 1, `(T, *batch, G)`, for the G arrays that the cell's `recur` returns: one
+        for an Elman network, i f g o for an LSTM, r z n for a GRU. Memory is O(T * G).
+
+    Raises:
+        TypeError: if an argument is of another kind, dtype or cell.
+        ValueError: if the cell shows no gated structure, shapes don't fit one another, or (outside
+            of a trace) inputs, params or state aren't finite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> cell = jaxrnn.elman(2, use_bias=False)
+        >>> params = jaxrnn.ElmanParams(jnp.array([[0.1, 10.0]]), jnp.zeros((2, 2)), None)
+        >>> jaxrnn.diagnostics.saturation(cell, params, jnp.ones((1, 1)))
+        Array([[0.5]], dtype=float32)
+
+    References:
+        Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
+        networks", 2010, section 3.
+    """
+    state = _checked_gated(cell, params, inputs, state)
+    threshold = _check.real("threshold", threshold, low=0.0)
+    return _saturation(params, state, inputs, cell=cell, threshold=threshold)
+
+
+def gate_statistics(
+    cell: Cell,
+    params: PyTree,
+    inputs: Float[Array, "T *batch I"],
+    state: PyTree | None = None,
+) -> GateStatistics:
+    """Mean forget gate of each step, and the time constant that it implies.
+
+    A unit's forget gate is taken to be the factor on its own old state where no weights come
+    between, the derivative of `activate` with the recurrent product held fixed:
+
+        gate[t] = max over parts of d state[t].part / d state[t - 1].part
+        forget[t] = mean over units of gate[t]
+        time_constant[t] = -1 / log(forget[t])
+
+    For an LSTM that is `f`, the factor on the cell state; for a GRU `z`. An Elman network has none,
+    which gives 0.
+
+    Args:
+        cell: a cell that shows its structure, `jaxrnn.Gated`, with gates of at least 0.
+        params: its parameters.
+        inputs: the sequence `(T, *batch, I)`.
+        state: the state before the first step; `cell.initial_state` if None.
+
+    Returns:
+        A `GateStatistics`. Memory is O(T).
+
+    Raises:
+        TypeError: if an argument is of another kind, dtype or cell.
+        ValueError: if the cell shows no gated structure, shapes don't fit one another, or (outside
+            of a trace) inputs, params or state aren't finite.
+
+    Example:
+        With no input an LSTM's forget gate is at first the logistic function of its bias:
+
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> cell = jaxrnn.lstm(4, forget_bias=2.0)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> gates = jaxrnn.diagnostics.gate_statistics(cell, params, jnp.zeros((5, 3)))
+        >>> bool(jnp.allclose(gates.forget, jax.nn.sigmoid(2.0)))
+        True
+        >>> gates.time_constant[0].round(1)
+        Array(7.9, dtype=float32)
+
+    References:
+        Tallec and Ollivier, "Can recurrent neural networks warp time?", 2018, section 2.
+    """
+    state = _checked_gated(cell, params, inputs, state)
+    forget = _forget(params, state, inputs, cell=cell)
+    return GateStatistics(forget, -1 / jnp.log(forget))
+
+
+def _checked_square(name: str, value: Any) -> Array:
+    _check.array(name, value, min_ndim=2, axes="(*batch, N, N)")
+    if value.shape[-1] != value.shape[-2] or value.shape[-1] == 0:
+        raise ValueError(f"{name}: got {_check.describe(value)}, wanted a square matrix")
+    finite(name, value)
+    return jnp.asarray(value)
+
+
+def _checked_gated(cell: Cell, params: PyTree, inputs: Array, state: PyTree | None) -> PyTree:
+    if not isinstance(cell, Cell):
+        raise TypeError(f"cell: got {_check.describe(cell)}, wanted a jaxrnn.Cell")
+    if cell.structure is None:
+        raise ValueError(
+            f"cell: got {cell.name}, whose step shows no structure, wanted a jaxrnn.Gated one"
+        )
+    return checked_state(cell, params, inputs, state)
+
+
+def _by_step(cell, params, state, inputs, measure):
+    """Return `measure(activate, state, recurrent)` of each step, where `activate` takes the two."""
+    structure = cell.structure
+
+    def body(state, inputs):
+        projected = structure.project(params, inputs)
+        recurrent = structure.recur(params, state)
+
+        def activate(state, recurrent):
+            return structure.activate(params, state, projected, recurrent)[0]
+
+        return activate(state, recurrent), measure(activate, state, recurrent)
+
+    return lax.scan(body, state, inputs)[1]
+
+
+def _one_at_a_time(tree: PyTree) -> list[PyTree]:
+    """Return tangents for a pytree, each of ones in one leaf and zeros in the others.
+
+    What is pointwise has a diagonal Jacobian, and its product with ones is that diagonal.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    return [
+        jax.tree.unflatten(
+            treedef, [jnp.full_like(leaf, place == other) for other, leaf in enumerate(leaves)]
+        )
+        for place in range(len(leaves))
+    ]
+
+
+@functools.partial(jax.jit, static_argnames=("cell", "threshold"), inline=True)
+def _saturation(params, state, inputs, *, cell, threshold):
+    def measure(activate, state, recurrent):
+        _, derivative = jax.linearize(lambda recurrent: activate(state, recurrent), recurrent)
+        shares = []
+        for tangent in _one_at_a_time(recurrent):
+            parts = [jnp.abs(part) for part in jax.tree.leaves(derivative(tangent))]
+            largest = functools.reduce(jnp.maximum, parts)
+            shares.append(jnp.mean(largest < threshold, axis=-1, dtype=largest.dtype))
+        return jnp.stack(shares, axis=-1)
+
+    return _by_step(cell, params, state, inputs, measure)
+
+
+@functools.partial(jax.jit, static_argnames=("cell",), inline=True)
+def _forget(params, state, inputs, *, cell):
+    def measure(activate, state, recurrent):
+        _, derivative = jax.linearize(lambda state: activate(state, recurrent), state)
+        factors = [
+            jax.tree.leaves(derivative(tangent))[place]
+            for place, tangent in enumerate(_one_at_a_time(state))
+        ]
+        return jnp.mean(functools.reduce(jnp.maximum, factors), axis=-1)
+
+    return _by_step(cell, params, state, inputs, measure)

@@ -1,0 +1,177 @@
+"""Singular values of the Jacobian between states some steps apart."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from jaxrnn import _check
+from jaxrnn._cell import Cell
+from jaxrnn.diagnostics._tangents import (
+    Step,
+    checked_state,
+    fixed_basis,
+    flat_step,
+    flatten,
+    push,
+    size_of,
+)
+
+# The iteration for a few values stops when none of them changes by more than this many roundings
+# of the largest, or after so many passes.
+_ROUNDINGS = 10
+_PASSES = 200
+
+
+def jacobian_spectrum(
+    cell: Cell | Step,
+    params: PyTree,
+    inputs: Float[Array, "T *batch I"],
+    state: PyTree | None = None,
+    *,
+    lags: Sequence[int],
+    num_values: int | None = None,
+) -> Float[Array, "L *batch K"]:
+    """Singular values of the state's derivative with respect to the state some steps before.
+
+        values[l] = singular values of d state[lags[l]] / d state[0]
+
+    where `state[0]` is the given one, before the first step, and `state[k]` the one after k steps,
+    so the derivative is the product of the first k steps' Jacobians, `J[k - 1] @ ... @ J[0]`. For
+    other starting times pass the state and the inputs from there on. The largest value is the most
+    that a gradient can grow in going back k steps, and a value of 0 a direction that is forgotten.
+
+    Args:
+        cell: the cell, or a bare function `(params, state, inputs) -> (state, output)`.
+        params: its parameters.
+        inputs: the sequence `(T, *batch, I)`.
+        state: the state before the first step, a pytree of floating arrays `(*batch, ...)`;
+            `cell.initial_state` if None.
+        lags: L numbers of steps, from 0 to T, in any order.
+        num_values: K, how many of the largest values to find; all N if None, where N is the number
+            of floats that one sequence's state holds. With None the product is made by pushing N
+            tangents forward, exactly. With a number that is small beside N, it is multiplied
+            forward and backward with a few vectors until their largest values stand still (or 200
+            times: values that are close together beyond the K-th take long), as suits large states.
+
+    Returns:
+        The values `(L, *batch, K)`, in descending order; those below the largest times the dtype's
+        rounding are rounding themselves. Memory is O(L * N**2) a sequence for all values, and
+        O(T * N) for a few.
+
+    Raises:
+        TypeError: if an argument is of another kind, dtype or cell, or a part of the state is not
+            floating.
+        ValueError: if shapes don't fit one another, a lag is beyond T, there are more values than
+            the state has floats, or (outside of a trace) inputs, params or state aren't finite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> cell = jaxrnn.elman(2, activation=jax.nn.identity, use_bias=False)
+        >>> params = jaxrnn.ElmanParams(jnp.ones((1, 2)), jnp.diag(jnp.array([0.5, 2.0])), None)
+        >>> jaxrnn.diagnostics.jacobian_spectrum(cell, params, jnp.zeros((10, 1)), lags=[1, 3])
+        Array([[2.   , 0.5  ],
+               [8.   , 0.125]], dtype=float32)
+
+    References:
+        Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks",
+        2013, equation 5.
+        Halko, Martinsson and Tropp, "Finding structure with randomness", SIAM Review 53, 2011,
+        algorithm 4.4 (the iteration, here from fixed vectors).
+    """
+    state = checked_state(cell, params, inputs, state)
+    available = size_of(state, inputs.ndim - 2)
+    if not isinstance(lags, Sequence | np.ndarray) or isinstance(lags, str):
+        raise TypeError(f"lags: got {_check.describe(lags)}, wanted integers such as [1, 10]")
+    checked = [_check.size(f"lags[{l}]", lag, least=0) for l, lag in enumerate(lags)]
+    if not checked:
+        raise ValueError("lags: got none, wanted at least one")
+    if max(checked) > len(inputs):
+        raise ValueError(
+            f"lags: got {max(checked)} for inputs of {len(inputs)} steps, wanted no more"
+        )
+    wanted = available if num_values is None else _check.size("num_values", num_values)
+    if wanted > available:
+        raise ValueError(
+            f"num_values: got {wanted}, wanted at most {available}, the number of floats in one "
+            "sequence's state"
+        )
+    # Vectors beyond those wanted make the iteration converge; where they are all, it is no gain.
+    block = 2 * wanted + 10
+    run = _all_values if block >= available else functools.partial(_few_values, block=block)
+    different = sorted(set(checked))
+    values = run(params, state, inputs[: different[-1]], cell=cell, lags=tuple(different))
+    return values[np.searchsorted(different, checked)][..., :wanted]
+
+
+@functools.partial(jax.jit, static_argnames=("cell", "lags"), inline=True)
+def _all_values(params, state, inputs, *, cell, lags):
+    flat = flatten(state, inputs.ndim - 2)
+    advance = flat_step(cell, params, state)
+    size = flat.shape[-1]
+    identity = jnp.expand_dims(jnp.eye(size, dtype=flat.dtype), range(1, flat.ndim))
+    tangents = jnp.broadcast_to(identity, (size, *flat.shape))
+    kept = jnp.broadcast_to(tangents, (len(lags) + 1, *tangents.shape))
+    # Each step's product is written to its lag's place, or to the last one if none asks for it.
+    places = np.full(len(inputs) + 1, len(lags))
+    places[list(lags)] = np.arange(len(lags))
+
+    def body(carry, inputs_and_place):
+        flat, tangents, kept = carry
+        inputs, place = inputs_and_place
+        flat, tangents = push(advance, flat, tangents, inputs)
+        return (flat, tangents, kept.at[place].set(tangents)), None
+
+    (_, _, kept), _ = lax.scan(body, (flat, tangents, kept), (inputs, jnp.asarray(places[1:])))
+    products = jnp.moveaxis(kept[: len(lags)], 1, -2)
+    return jnp.linalg.svd(products, compute_uv=False)
+
+
+@functools.partial(jax.jit, static_argnames=("cell", "lags", "block"), inline=True)
+def _few_values(params, state, inputs, *, cell, lags, block):
+    flat = flatten(state, inputs.ndim - 2)
+    advance = flat_step(cell, params, state)
+    basis = jnp.asarray(fixed_basis(block, flat.shape[-1]), flat.dtype)
+    start = jnp.broadcast_to(jnp.expand_dims(basis, range(1, flat.ndim)), (block, *flat.shape))
+    enough = _ROUNDINGS * jnp.finfo(flat.dtype).eps
+
+    def at_lag(lag):
+        def body(flat, inputs_and_time):
+            inputs, time = inputs_and_time
+            return jnp.where(time < lag, advance(flat, inputs), flat), None
+
+        times = jnp.arange(len(inputs))
+        _, forward = jax.linearize(lambda flat: lax.scan(body, flat, (inputs, times))[0], flat)
+        backward = jax.linear_transpose(forward, flat)
+
+        def unfinished(carry):
+            _, values, change, passes = carry
+            return (passes < _PASSES) & jnp.any(change > enough * values[..., :1])
+
+        def improve(carry):
+            tangents, values, _, passes = carry
+            images, new = _orthonormal(jax.vmap(forward)(tangents))
+            (tangents,) = jax.vmap(backward)(images)
+            tangents, _ = _orthonormal(tangents)
+            wanted = (block - 10) // 2
+            change = jnp.max(jnp.abs(new - values)[..., :wanted], axis=-1, keepdims=True)
+            return tangents, new, change, passes + 1
+
+        nothing = jnp.zeros((*flat.shape[:-1], block), flat.dtype)
+        unknown = jnp.full((*flat.shape[:-1], 1), jnp.inf, flat.dtype)
+        _, values, _, _ = lax.while_loop(unfinished, improve, (start, nothing, unknown, 0))
+        return values
+
+    return lax.map(at_lag, jnp.asarray(lags))
+
+
+def _orthonormal(
+    tangents: Float[Array, "K *batch N"],
+) -> tuple[Float[Array, "K *batch N"], Float[Array, "*batch K"]]:
+    """Return an orthonormal basis of the tangents, and the tangents' singular values."""
+    columns, r = jnp.linalg.qr(jnp.moveaxis(tangents, 0, -1))
+    return jnp.moveaxis(columns, -1, 0), jnp.linalg.svd(r, compute_uv=False)

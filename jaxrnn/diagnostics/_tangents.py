@@ -1,0 +1,137 @@
+"""What the diagnostics of a step's Jacobian share: checked arguments, and a state as one vector."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from jaxrnn import _check
+from jaxrnn._cell import Cell
+
+Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+def checked_state(cell: Cell | Step, params: PyTree, inputs: Array, state: PyTree | None) -> PyTree:
+    """Check what is to be unrolled, and return the state before the first step.
+
+    Args:
+        cell: a cell, or a bare function `(params, state, inputs) -> (state, output)`.
+        params: its parameters.
+        inputs: the sequence `(T, *batch, I)`.
+        state: the state before the first step; a cell makes its own if None.
+
+    Returns:
+        The state, whose leaves are floating arrays `(*batch, ...)`.
+    """
+    if not isinstance(cell, Cell) and not callable(cell):
+        raise TypeError(
+            f"cell: got {_check.describe(cell)}, wanted a jaxrnn.Cell or a function "
+            "(params, state, inputs) -> (state, output)"
+        )
+    _check.function("cell.step" if isinstance(cell, Cell) else "cell", step_of(cell))
+    _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
+    batch_shape = inputs.shape[1:-1]
+    if state is None:
+        if not isinstance(cell, Cell):
+            raise TypeError("state: got None, wanted a state, as a bare step makes none")
+        state = cell.initial_state(batch_shape, dtype=inputs.dtype)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = f"state{jax.tree_util.keystr(path)}"
+        axes = "that begins with the batch dimensions of inputs"
+        _check.array(name, leaf, min_ndim=len(batch_shape), axes=axes)
+        if leaf.shape[: len(batch_shape)] != batch_shape:
+            raise ValueError(
+                f"{name}: got {_check.describe(leaf)}, wanted an array that begins with "
+                f"{list(batch_shape)}, the batch dimensions of inputs"
+            )
+    if isinstance(cell, Cell):
+        cell.check(params, state, inputs, batch_shape=batch_shape)
+    for name, tree in (("params", params), ("inputs", inputs), ("state", state)):
+        finite(name, tree)
+    # A weakly typed state would make JAX trace the loop twice.
+    return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), state)
+
+
+def finite(name: str, tree: PyTree) -> None:
+    """Raise if a floating array holds NaN or infinity; within a trace arrays have no values."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.core.Tracer) or not hasattr(leaf, "dtype"):
+            continue
+        # In NumPy, as JAX would make a tracer of a constant within a trace.
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(np.asarray(leaf)).all():
+            where = f"{name}{jax.tree_util.keystr(path)}"
+            raise ValueError(f"{where}: got NaN or infinity, wanted finite numbers")
+
+
+def step_of(cell: Cell | Step) -> Step:
+    """Return a cell's step, or the step that was given in its place."""
+    return cell.step if isinstance(cell, Cell) else cell
+
+
+def flatten(state: PyTree, batch_ndim: int) -> Float[Array, "*batch N"]:
+    """Put a state's arrays side by side, one vector of N numbers for each sequence."""
+    leaves = jax.tree.leaves(state)
+    return jnp.concatenate(
+        [jnp.reshape(leaf, (*leaf.shape[:batch_ndim], -1)) for leaf in leaves], axis=-1
+    )
+
+
+def unflatten(flat: Float[Array, "*batch N"], like: PyTree) -> PyTree:
+    """Undo `flatten`: cut a vector into arrays such as those of the state `like`."""
+    leaves, treedef = jax.tree.flatten(like)
+    batch_ndim = flat.ndim - 1
+    sizes = [int(np.prod(leaf.shape[batch_ndim:])) for leaf in leaves]
+    parts = jnp.split(flat, np.cumsum(sizes)[:-1], axis=-1)
+    return jax.tree.unflatten(
+        treedef,
+        [
+            jnp.reshape(part, leaf.shape).astype(leaf.dtype)
+            for part, leaf in zip(parts, leaves, strict=True)
+        ],
+    )
+
+
+def size_of(state: PyTree, batch_ndim: int) -> int:
+    """Return N, how many numbers one sequence's state holds."""
+    return sum(int(np.prod(leaf.shape[batch_ndim:])) for leaf in jax.tree.leaves(state))
+
+
+def flat_step(cell: Cell | Step, params: PyTree, like: PyTree) -> Callable[[Array, Array], Array]:
+    """Return `(flat, inputs) -> flat`, the step of a state `like`, as `flatten` makes it."""
+    step = step_of(cell)
+
+    def advance(flat, inputs):
+        state, _ = step(params, unflatten(flat, like), inputs)
+        return flatten(state, flat.ndim - 1)
+
+    return advance
+
+
+def push(
+    advance: Callable[[Array, Array], Array],
+    flat: Float[Array, "*batch N"],
+    tangents: Float[Array, "K *batch N"],
+    inputs: Float[Array, "*batch I"],
+) -> tuple[Float[Array, "*batch N"], Float[Array, "K *batch N"]]:
+    """Advance a state by one step, and its tangents by the step's Jacobian there.
+
+    The step is linearised once, so that a product with weights takes all tangents at a time.
+    """
+    flat, derivative = jax.linearize(lambda flat: advance(flat, inputs), flat)
+    return flat, jax.vmap(derivative)(tangents)
+
+
+def fixed_basis(rows: int, columns: int) -> np.ndarray:
+    """Return `rows` orthonormal rows of `columns` numbers, always the same ones.
+
+    They are of no particular direction: those of the identity might lie in a subspace that the
+    dynamics never leave, as with a diagonal kernel, and would then miss what happens outside of it.
+    """
+    # Squares have phases that are spread evenly, and every minor of such a matrix is regular.
+    numbers = np.sin(np.arange(1.0, rows * columns + 1) ** 2).reshape(columns, rows)
+    return np.linalg.qr(numbers)[0].T

@@ -1,0 +1,168 @@
+"""Regularisers that keep gradients from vanishing: functions to add to a loss."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from jaxrnn import _check
+from jaxrnn._cell import Cell
+from jaxrnn.diagnostics import lyapunov_exponents, state_gradients
+from jaxrnn.diagnostics._tangents import checked_state
+
+__all__ = ["flossing", "pascanu"]
+
+
+def pascanu(
+    loss: Callable[[Any], Float[Array, ""]],
+    cell: Cell,
+    params: PyTree,
+    inputs: Float[Array, "T *batch I"],
+    state: PyTree | None = None,
+) -> Float[Array, ""]:
+    """Penalty on every step that changes the norm of the gradient that passes through it.
+
+        g[t] = d loss / d hidden[t]
+        passed[t] = g[t + 1] @ d hidden[t + 1] / d hidden[t]
+        penalty = sum over t of (norm(passed[t]) / norm(g[t + 1]) - 1)**2
+
+    the mean of it over the batch. As in the paper its own gradient takes the states and `g` as
+    given and goes through the Jacobian of the single step only, so that it costs about as much as
+    the loss's gradient. Steps that no gradient reaches don't count.
+
+    Args:
+        loss: `outputs -> scalar`, of the outputs `(T, *batch, H)`.
+        cell: the cell. Its hidden state is the field `hidden` of its state, or the state itself if
+            that is a single array; another part, such as an LSTM's cell state, is held.
+        params: its parameters.
+        inputs: the sequence `(T, *batch, I)`.
+        state: the state before the first step; `cell.initial_state` if None.
+
+    Returns:
+        The penalty, a scalar. Memory is O(T).
+
+    Raises:
+        TypeError: as `jaxrnn.diagnostics.state_gradients`.
+        ValueError: as `jaxrnn.diagnostics.state_gradients`, or if there are no steps, or (outside
+            of a trace) inputs, params or state aren't finite.
+
+    Example:
+        A network whose kernel halves what it carries, with two steps to go through:
+
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> cell = jaxrnn.elman(2, activation=jax.nn.identity, use_bias=False)
+        >>> params = jaxrnn.ElmanParams(jnp.ones((1, 2)), 0.5 * jnp.eye(2), None)
+        >>> def loss(outputs):
+        ...     return outputs[-1].sum()
+        >>> jaxrnn.regularizers.pascanu(loss, cell, params, jnp.ones((3, 1)))
+        Array(0.5, dtype=float32)
+
+    References:
+        Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks",
+        2013, equations 9 and 10.
+    """
+    if not isinstance(cell, Cell):
+        raise TypeError(f"cell: got {_check.describe(cell)}, wanted a jaxrnn.Cell")
+    state = checked_state(cell, params, inputs, state)
+    if len(inputs) == 0:
+        raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted at least one step")
+    gradients = lax.stop_gradient(state_gradients(loss, cell, params, inputs, state))
+    given = lax.stop_gradient(params)
+
+    def body(state, inputs_and_gradient):
+        inputs, gradient = inputs_and_gradient
+
+        def hidden_after(hidden):
+            return _hidden(cell.step(params, _with_hidden(state, hidden), inputs)[0])
+
+        _, backward = jax.vjp(hidden_after, _hidden(state))
+        passed = _norms(backward(gradient)[0])
+        arrived = _norms(gradient)
+        reached = arrived > 0
+        change = jnp.where(reached, passed, 1) / jnp.where(reached, arrived, 1) - 1
+        return cell.step(given, state, inputs)[0], jnp.square(change)
+
+    # The pairs begin with the state after the first step.
+    state = lax.stop_gradient(cell.step(given, state, inputs[0])[0])
+    _, changes = lax.scan(body, state, (inputs[1:], gradients[1:]))
+    return jnp.mean(jnp.sum(changes, axis=0))
+
+
+def flossing(
+    cell: Cell,
+    params: PyTree,
+    inputs: Float[Array, "T *batch I"],
+    state: PyTree | None = None,
+    *,
+    num_exponents: int = 1,
+    burn_in: int = 0,
+    qr_every: int = 1,
+) -> Float[Array, ""]:
+    """Gradient flossing: the mean square of the leading finite-time Lyapunov exponents.
+
+        penalty = mean over the batch and the exponents of exponents**2
+
+    Driven to 0, exponents let gradients pass through as many dimensions without vanishing or
+    exploding. It is used before training, or now and then in the midst of it. The paper's loss is
+    the sum over the exponents rather than their mean.
+
+    Args:
+        cell: the cell.
+        params: its parameters.
+        inputs: the sequence `(T, *batch, I)`, which need not be as long as those trained on.
+        state: the state before the first step; `cell.initial_state` if None.
+        num_exponents: how many of the leading exponents to push towards 0.
+        burn_in: as in `jaxrnn.diagnostics.lyapunov_exponents`.
+        qr_every: as there.
+
+    Returns:
+        The penalty, a scalar, in squared nats per step. Its gradient goes through the factorisation
+        and needs tangents that are independent: ask for fewer exponents than a singular Jacobian
+        has singular values above 0. Memory for the gradient is O(T * K * N) for K exponents of a
+        state of N floats.
+
+    Raises:
+        TypeError: as `jaxrnn.diagnostics.lyapunov_exponents`.
+        ValueError: as `jaxrnn.diagnostics.lyapunov_exponents`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> cell = jaxrnn.elman(2, activation=jax.nn.identity, use_bias=False)
+        >>> params = jaxrnn.ElmanParams(jnp.ones((1, 2)), 0.5 * jnp.eye(2), None)
+        >>> penalty = jaxrnn.regularizers.flossing(cell, params, jnp.ones((20, 1)))
+        >>> bool(jnp.isclose(penalty, jnp.log(0.5) ** 2))
+        True
+
+    References:
+        Engelken, "Gradient flossing: improving gradient descent through dynamic control of
+        Jacobians", 2023, equation 5.
+    """
+    spectrum = lyapunov_exponents(
+        cell,
+        params,
+        inputs,
+        state,
+        num_exponents=_check.size("num_exponents", num_exponents),
+        burn_in=burn_in,
+        qr_every=qr_every,
+    )
+    return jnp.mean(jnp.square(spectrum.exponents))
+
+
+def _hidden(state: Any) -> Array:
+    return state.hidden if hasattr(state, "hidden") else jax.tree.leaves(state)[0]
+
+
+def _with_hidden(state: Any, hidden: Array) -> Any:
+    if hasattr(state, "hidden"):
+        return state._replace(hidden=hidden)
+    return jax.tree.unflatten(jax.tree.structure(state), [hidden])
+
+
+def _norms(vectors: Float[Array, "*batch H"]) -> Float[Array, "*batch"]:
+    squares = jnp.sum(jnp.square(vectors), axis=-1)
+    # The root's own derivative at 0 is infinite.
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)

@@ -1,0 +1,200 @@
+"""Bounds, saturation and gates against NumPy's equations of the cells."""
+
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import jaxrnn
+from jaxrnn.diagnostics import (
+    gate_statistics,
+    jacobian_spectrum,
+    pascanu_bound,
+    saturation,
+    spectral_radius,
+)
+from tests.cells import CELLS, sigmoid
+from tests.problems import problem
+from tests.tolerances import FLOAT32, FLOAT64
+
+ROWS = {row.name: row for row in CELLS}
+T, H = 5, 4
+
+
+def array(value, dtype=None) -> Any:
+    return np.asarray(value, dtype)
+
+
+def numpy_problem(name):
+    """Return a cell's arguments, and in NumPy every step's old state and pre-activation parts."""
+    row = ROWS[name]
+    cell = row.make(H)
+    arguments = problem(cell, length=T)
+    params, inputs, state = jax.tree.map(np.asarray, arguments)
+    states = [tuple(state)]
+    for x in inputs:
+        states.append(row.numpy_step(params, states[-1], x)[0])
+    return cell, arguments, params, inputs, states
+
+
+def test_spectral_radius(float64):
+    matrices = np.random.default_rng(0).normal(size=(3, 5, 5))
+    wanted = [np.abs(np.linalg.eigvals(matrix)).max() for matrix in matrices]
+    np.testing.assert_allclose(spectral_radius(array(matrices)), wanted, **FLOAT64)
+    # Not its norm: this one's is 5, and its only eigenvalue 0.
+    assert spectral_radius(array([[0.0, 5.0], [0.0, 0.0]])) == 0
+
+
+def test_pascanus_bound_is_the_power_of_the_norm(float64):
+    kernel = np.random.default_rng(0).normal(size=(4, 4))
+    norm = np.linalg.svd(kernel, compute_uv=False)[0]
+    got = pascanu_bound(array(kernel), [0, 1, 7], gamma=0.25)
+    np.testing.assert_allclose(got, [1, 0.25 * norm, (0.25 * norm) ** 7], **FLOAT64)
+
+
+@pytest.mark.parametrize(("name", "gamma"), [("elman", 1.0), ("elman_logistic", 0.25)])
+def test_pascanus_bound_holds_and_for_a_linear_start_is_reached(float64, name, gamma):
+    cell = ROWS[name].make(H)
+    params, inputs, state = problem(cell, length=T, batch=())
+    got = jacobian_spectrum(cell, params, inputs, state, lags=range(1, T + 1))[:, 0]
+    bound = pascanu_bound(params.recurrent_kernel, range(1, T + 1), gamma=gamma)
+    assert (got <= bound).all()
+    # At rest the activation's derivative is gamma, and one step's bound is exact.
+    rest = jax.tree.map(np.zeros_like, params)._replace(recurrent_kernel=params.recurrent_kernel)
+    at_rest = jacobian_spectrum(cell, rest, 0 * inputs, lags=[1])[0, 0]
+    np.testing.assert_allclose(at_rest, bound[0], **FLOAT64)
+
+
+def test_saturation_of_an_elman_network(float64):
+    cell, arguments, _, _, states = numpy_problem("elman")
+    got = saturation(cell, *arguments, threshold=0.6)
+    wanted = [np.mean(1 - hidden**2 < 0.6, axis=-1) for (hidden,) in states[1:]]
+    np.testing.assert_allclose(got[..., 0], wanted, **FLOAT64)
+    assert 0.1 < np.mean(wanted) < 0.9
+
+
+def test_saturation_of_an_lstms_gates(float64):
+    cell, arguments, params, inputs, states = numpy_problem("lstm")
+    got = saturation(cell, *arguments, threshold=0.1)
+    assert got.shape == (T, 2, 4)
+    for t, ((h, c), (_, new)) in enumerate(itertools.pairwise(states)):
+        total = inputs[t] @ params.kernel + h @ params.recurrent_kernel + params.bias
+        i, f, g, o = np.split(total, 4, axis=-1)
+        gates = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
+        on_cell = [
+            gates[0] * (1 - gates[0]) * gates[2],
+            gates[1] * (1 - gates[1]) * c,
+            gates[0] * (1 - gates[2] ** 2),
+        ]
+        # What moves the cell state moves the hidden state by less.
+        on_hidden = gates[3] * (1 - gates[3]) * np.tanh(new)
+        wanted = [np.mean(np.abs(part) < 0.1, axis=-1) for part in [*on_cell, on_hidden]]
+        np.testing.assert_allclose(got[t], np.stack(wanted, -1), **FLOAT64)
+
+
+def test_large_weights_saturate_every_unit():
+    cell = jaxrnn.elman(H)
+    params, inputs, state = problem(cell)
+    assert saturation(cell, params, inputs, state).mean() < 0.5
+    large = jax.tree.map(lambda leaf: 1000 * leaf, params)
+    assert saturation(cell, large, inputs, state).mean() > 0.95
+
+
+def test_an_lstms_forget_gate(float64):
+    cell, arguments, params, inputs, states = numpy_problem("lstm")
+    got = gate_statistics(cell, *arguments)
+    for t, (h, _) in enumerate(states[:-1]):
+        total = inputs[t] @ params.kernel + h @ params.recurrent_kernel + params.bias
+        forget = sigmoid(np.split(total, 4, axis=-1)[1]).mean(-1)
+        np.testing.assert_allclose(got.forget[t], forget, **FLOAT64)
+        np.testing.assert_allclose(got.time_constant[t], -1 / np.log(forget), **FLOAT64)
+
+
+def test_a_grus_forget_gate(float64):
+    cell, arguments, params, inputs, states = numpy_problem("gru")
+    got = gate_statistics(cell, *arguments)
+    for t, (h,) in enumerate(states[:-1]):
+        total = inputs[t] @ params.kernel + h @ params.recurrent_kernel
+        z = sigmoid(np.split(total + params.bias + params.recurrent_bias, 3, axis=-1)[1])
+        np.testing.assert_allclose(got.forget[t], z.mean(-1), **FLOAT64)
+
+
+def test_an_elman_network_has_no_forget_gate():
+    cell = jaxrnn.elman(H)
+    params, inputs, state = problem(cell)
+    got = gate_statistics(cell, params, inputs, state)
+    np.testing.assert_array_equal(got.forget, np.zeros((T + 1, 2)))
+    np.testing.assert_array_equal(got.time_constant, 0)
+
+
+@pytest.mark.parametrize("measure", [saturation, gate_statistics])
+def test_jit_and_vmap(measure):
+    cell = jaxrnn.gru(H)
+    params, inputs, state = problem(cell, batch=(2, 3))
+    wanted = measure(cell, params, inputs, state)
+
+    def run(params, inputs, state):
+        return measure(cell, params, inputs, state)
+
+    mapped = jax.vmap(run, (None, 1, 0), 1)(params, inputs, state)
+    for got in (jax.jit(run)(params, inputs, state), mapped):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), got, wanted)
+
+
+# Bad input ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("measure", [saturation, gate_statistics])
+def test_bad_sequences(measure):
+    cell = jaxrnn.gru(H)
+    params, inputs, state = problem(cell)
+    with pytest.raises(ValueError, match="cell: got gru_reset_before, whose step shows no struct"):
+        measure(jaxrnn.gru(H, reset_after=False), params, inputs, state)
+    with pytest.raises(TypeError, match="cell: got str 'gru'"):
+        measure("gru", params, inputs, state)
+    with pytest.raises(ValueError, match="inputs: got NaN or infinity"):
+        measure(cell, params, inputs * np.nan, state)
+    with pytest.raises(TypeError, match=r"state\.hidden: got int32"):
+        measure(cell, params, inputs, jaxrnn.GRUState(array(np.ones((2, H)), np.int32)))
+    with pytest.raises(TypeError, match="params: got LSTMParams"):
+        measure(cell, jaxrnn.lstm(H).init(jax.random.key(0), 3), inputs, state)
+
+
+def test_bad_threshold():
+    cell = jaxrnn.gru(H)
+    params, inputs, state = problem(cell)
+    with pytest.raises(ValueError, match=r"threshold: got -1\.0"):
+        saturation(cell, params, inputs, state, threshold=-1.0)
+
+
+@pytest.mark.parametrize("measure", [spectral_radius, lambda kernel: pascanu_bound(kernel, [1])])
+def test_bad_kernels(measure):
+    with pytest.raises(ValueError, match=r"kernel: got float32\[3, 4\], wanted a square"):
+        measure(array(np.ones((3, 4)), np.float32))
+    with pytest.raises(ValueError, match=r"kernel: got float32\[3\]"):
+        measure(array(np.ones(3), np.float32))
+    with pytest.raises(TypeError, match="kernel: got int32"):
+        measure(array(np.ones((3, 3)), np.int32))
+    with pytest.raises(ValueError, match="kernel: got NaN"):
+        measure(array(np.full((3, 3), np.nan), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"lags": [-1]}, ValueError, r"lags\[0\]: got -1"),
+        ({"lags": 3}, TypeError, "lags: got int 3"),
+        ({"gamma": -1.0}, ValueError, r"gamma: got -1\.0"),
+        (
+            {"recurrent_kernel": array(np.ones((2, 3, 3)), np.float32)},
+            ValueError,
+            "recurrent_kernel: got .* wanted one matrix",
+        ),
+    ],
+)
+def test_bad_bounds(change, error, message):
+    good: dict[str, Any] = {"recurrent_kernel": array(np.eye(3), np.float32), "lags": [1]}
+    with pytest.raises(error, match=message):
+        pascanu_bound(**{**good, **change})
