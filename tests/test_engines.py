@@ -46,27 +46,25 @@ def peephole(hidden_size):
     )
 
 
-MAKERS = [*[(row.name, row.make, row.variant) for row in CELLS], ("peephole", peephole, False)]
+MAKERS = [*[(row.name, row.make) for row in CELLS], ("peephole", peephole)]
 
 
-def pairs(engines, *, slow_variants=False, slow=False):
-    """Return every cell with every engine that runs it, as parameters of a test."""
+def pairs(fast, *engines):
+    """Return every cell with every engine that runs it, or with those named.
+
+    All but the pairs named as fast run with the slow tests: each compiles for a second or more.
+    """
     return [
         pytest.param(
             make(H),
             row.engine,
             id=f"{name}-{row.name}",
-            marks=[pytest.mark.slow] if slow or (variant and slow_variants) else [],
+            marks=[] if f"{name}-{row.name}" in fast.split() else [pytest.mark.slow],
         )
-        for name, make, variant in MAKERS
-        for row in engines
-        if row.runs(make(H))
+        for name, make in MAKERS
+        for row in ENGINES
+        if row.runs(make(H)) and row.name in (engines or [row.name])
     ]
-
-
-HOISTED = [row for row in ENGINES if row.name == "hoisted"]
-CHUNKED = [row for row in ENGINES if row.name == "hoisted(2)"]
-OTHERS = [row for row in ENGINES if row.name != "hoisted"]
 
 
 def flat(tree):
@@ -91,7 +89,11 @@ def compare(cell, engine, derivative, *arguments, **options):
 
 
 @pytest.mark.parametrize(
-    ("cell", "engine"), [*pairs(HOISTED, slow_variants=False), *pairs(OTHERS, slow_variants=True)]
+    ("cell", "engine"),
+    pairs(
+        "elman-hoisted lstm-hoisted gru-hoisted peephole-hoisted lstm-scan(3) gru-hoisted(2) "
+        "gru_reset_before-checkpointed(2) lstm-sharded"
+    ),
 )
 @pytest.mark.parametrize("options", [{}, {"reverse": True, "return_states": True}], ids=str)
 def test_values_and_gradients(cell, engine, options):
@@ -100,7 +102,9 @@ def test_values_and_gradients(cell, engine, options):
         compare(cell, engine, lambda f, a: jax.value_and_grad(f)(a), arguments, **options)
 
 
-@pytest.mark.parametrize(("cell", "engine"), pairs(ENGINES, slow_variants=True))
+@pytest.mark.parametrize(
+    ("cell", "engine"), pairs("lstm-hoisted gru-checkpointed(2) elman-sharded peephole-hoisted(2)")
+)
 def test_forward_mode(cell, engine):
     with x64():
         arguments = problem(cell, length=T, dtype=jnp.float64)
@@ -109,7 +113,7 @@ def test_forward_mode(cell, engine):
 
 
 @pytest.mark.parametrize(
-    ("cell", "engine"), [*pairs(HOISTED, slow_variants=True), *pairs(CHUNKED, slow=True)]
+    ("cell", "engine"), pairs("lstm-hoisted peephole-hoisted", "hoisted", "hoisted(2)")
 )
 @pytest.mark.parametrize(
     "second",
@@ -127,7 +131,7 @@ def test_second_derivatives(cell, engine, second):
 
 
 @pytest.mark.parametrize(
-    ("cell", "engine"), [*pairs(HOISTED, slow_variants=True), *pairs(CHUNKED, slow=True)]
+    ("cell", "engine"), pairs("lstm-hoisted peephole-hoisted", "hoisted", "hoisted(2)")
 )
 def test_vmap(cell, engine):
     with x64():

@@ -31,7 +31,9 @@ def data():
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("row", DEEP)
-@pytest.mark.parametrize("chunk", [None, 4, 5, 1, T])
+@pytest.mark.parametrize(
+    "chunk", [5, *[pytest.param(chunk, marks=pytest.mark.slow) for chunk in (None, 4, 1, T)]]
+)
 def test_values_and_gradients_are_those_of_the_plain_loss(row, chunk):
     cell = row.make(H)
     params, inputs, state = problem(cell, length=T, batch=(B,))
