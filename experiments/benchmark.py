@@ -977,7 +977,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--memory", type=positive(float), default=4.0, help="GiB that --scaling may take"
     )
     arguments = _common.parse(
-        parser, argv, shapes=[(48, 8, 32, 32)], repeats=3, minutes=0.2, lengths=[100, 1000, 10_000]
+        parser,
+        argv,
+        shapes=[(48, 8, 32, 32)],
+        cells=["lstm"],
+        repeats=3,
+        minutes=0.2,
+        lengths=[100, 1000, 10_000],
     )
 
     if arguments.dtype == "float64":
