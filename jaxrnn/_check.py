@@ -6,7 +6,7 @@ A value of the wrong kind or dtype is a `TypeError`, one of the wrong size, shap
 
 import math
 import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,13 @@ def integer(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name}: got {describe(value)}, wanted an integer")
     return operator.index(value)
+
+
+def lags(name: str, value: Any) -> list[int]:
+    """Return `value`, a sequence of numbers of steps, as ints of at least 0."""
+    if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str):
+        raise TypeError(f"{name}: got {describe(value)}, wanted integers such as [1, 10]")
+    return [size(f"{name}[{place}]", lag, least=0) for place, lag in enumerate(value)]
 
 
 def real(name: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:

@@ -1,7 +1,7 @@
 """Ragged sequences: steps that are padding, and steps at which a sequence begins anew.
 
 Both are a wrapper from cell to cell, so that every engine runs them. The wrapped cell's inputs are
-a pair: the cell's own, and for each step and sequence two flags.
+the cell's own, and for each step and sequence two flags.
 """
 
 import functools
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxrnn._cell import Cell, Gated
 
@@ -33,13 +33,25 @@ def flagged(
 
     A step with `keep` 0 leaves the state as it is, and its inputs are zeroed, so that whatever the
     padding holds, NaN too, has no effect on values or gradients. A reset before a step is the same
-    as a `restart` after the step that is run before it; so products with the state come last.
+    as a `restart` after the step that is run before it, so that the product sees the new state.
     """
     everywhere = jnp.ones(inputs.shape[:-1], bool)
     mask = everywhere if mask is None else mask
     restart = ~everywhere if resets is None else _moved(resets, reverse=reverse)
     flags = (flags.astype(inputs.dtype)[..., None] for flags in (mask, restart))
     return FlaggedInputs(jnp.where(mask[..., None], inputs, 0), *flags)
+
+
+def real_steps(
+    shape: tuple[int, ...],
+    lengths: Int[Array, "*batch"] | None,
+    mask: Bool[Array, "T *batch"] | None,
+) -> Bool[Array, "T *batch"]:
+    """Return which steps of `(T, *batch)` are within their sequence's length, and not masked."""
+    real = jnp.ones(shape, bool) if mask is None else jnp.asarray(mask)
+    if lengths is None:
+        return real
+    return real & (jnp.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)) < lengths)
 
 
 def first_resets(resets: Bool[Array, "T *batch"], *, reverse: bool) -> Bool[Array, "*batch"]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
-from jaxrnn._ragged import first_resets, flagged, ragged, select
+from jaxrnn._ragged import first_resets, flagged, ragged, real_steps, select
 from jaxrnn.engines import Engine, checked_engine, choose_engine
 
 
@@ -126,11 +126,9 @@ def _flags(
                 f"lengths: got {_check.describe(lengths)}, wanted the shape {shape[1:]} of the "
                 f"batch of inputs {_check.describe(inputs)}"
             )
-        steps = jnp.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1))
-        real = steps < lengths
-        mask = real if mask is None else mask & real
+        mask = real_steps(shape, lengths, mask)
         # In padding at the end nothing begins: it would undo the final state.
-        resets = None if resets is None else resets & real
+        resets = None if resets is None else resets & real_steps(shape, lengths, None)
     return mask, resets
 
 

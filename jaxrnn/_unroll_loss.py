@@ -1,7 +1,5 @@
 """A loss on every step's output that never keeps them all."""
 
-import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +11,7 @@ from jaxrnn import _check
 from jaxrnn._cell import Cell
 from jaxrnn._unroll import unroll
 from jaxrnn.engines import Engine
-from jaxrnn.engines._chunks import nearby_divisor, scan_chunks
+from jaxrnn.engines._chunks import scan_checkpointed
 from jaxrnn.engines._engine import checked_chunk
 
 
@@ -91,21 +89,18 @@ def unroll_loss(
     if state is None:
         state = cell.initial_state(inputs.shape[1:-1], dtype=inputs.dtype)
 
-    # Within a scan nothing is there for XLA to share with, so there is no need to prevent it.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def run_chunk(carry, _, of_steps):
+    def run_chunk(carry, of_steps):
         state, total = carry
         inputs, targets = of_steps
         state, outputs = unroll(cell, params, inputs, state, engine=engine)
         return (state, total + _check.scalar("loss", loss(outputs, targets))), ()
 
-    (state, total), _ = scan_chunks(
+    (state, total), _ = scan_checkpointed(
         run_chunk,
         (state, jnp.zeros((), inputs.dtype)),
-        None,
         (inputs, targets),
         steps=steps,
-        chunk=chunk or nearby_divisor(steps, math.isqrt(steps)),
+        chunk=chunk,
         reverse=False,
     )
     return state, total

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
@@ -96,10 +95,8 @@ def pascanu_bound(
     if kernel.ndim != 2:
         raise ValueError(f"recurrent_kernel: got {_check.describe(kernel)}, wanted one matrix")
     gamma = _check.real("gamma", gamma, low=0.0)
-    if not isinstance(lags, Sequence | np.ndarray) or isinstance(lags, str):
-        raise TypeError(f"lags: got {_check.describe(lags)}, wanted integers such as [1, 10]")
-    powers = [_check.size(f"lags[{l}]", lag, least=0) for l, lag in enumerate(lags)]
-    return (gamma * jnp.linalg.norm(kernel, 2)) ** jnp.asarray(powers)
+    powers = jnp.asarray(_check.lags("lags", lags))
+    return (gamma * jnp.linalg.norm(kernel, 2)) ** powers
 
 
 def saturation(

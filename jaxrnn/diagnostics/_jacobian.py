@@ -85,9 +85,7 @@ def jacobian_spectrum(
     """
     state = checked_state(cell, params, inputs, state)
     available = size_of(state, inputs.ndim - 2)
-    if not isinstance(lags, Sequence | np.ndarray) or isinstance(lags, str):
-        raise TypeError(f"lags: got {_check.describe(lags)}, wanted integers such as [1, 10]")
-    checked = [_check.size(f"lags[{l}]", lag, least=0) for l, lag in enumerate(lags)]
+    checked = _check.lags("lags", lags)
     if not checked:
         raise ValueError("lags: got none, wanted at least one")
     if max(checked) > len(inputs):

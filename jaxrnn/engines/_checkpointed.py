@@ -1,15 +1,11 @@
 """The checkpointed engine: memory for the square root of the steps."""
 
 import dataclasses
-import functools
-import math
 from typing import Any
-
-import jax
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
-from jaxrnn.engines._chunks import nearby_divisor, scan_chunks
+from jaxrnn.engines._chunks import scan_checkpointed
 from jaxrnn.engines._engine import Engine, checked_chunk, checked_engine, leading_shape
 from jaxrnn.engines._hoisted import hoisted_where_it_can
 
@@ -29,21 +25,18 @@ class Checkpointed(Engine):
         chunk = checked_chunk(self.chunk, steps)
         engine = self.engine or hoisted_where_it_can(cell)
 
-        # Within a scan nothing is there for XLA to share with, so there is no need to prevent it.
-        @functools.partial(jax.checkpoint, prevent_cse=False)
-        def run_chunk(state, _, inputs):
+        def run_chunk(state, inputs):
             final, *rest = engine(
                 cell, params, state, inputs, reverse=reverse, keep_states=keep_states
             )
             return final, rest
 
-        final, (outputs, states) = scan_chunks(
+        final, (outputs, states) = scan_checkpointed(
             run_chunk,
             state,
-            None,
             inputs,
             steps=steps,
-            chunk=chunk or nearby_divisor(steps, math.isqrt(steps)),
+            chunk=chunk,
             reverse=reverse,
         )
         return final, outputs, states

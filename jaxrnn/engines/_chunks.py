@@ -1,5 +1,7 @@
 """Scans that engines are made of: over chunks of steps, and without storing anything twice."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -77,6 +79,29 @@ def scan_chunks(
         carry, first = whole(carry)
         carry, last = rest(carry)
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), first, last)
+
+
+def scan_checkpointed(
+    function: Callable[[Any, PyTree], tuple[Any, PyTree]],
+    carry: Any,
+    per_step: PyTree,
+    *,
+    steps: int,
+    chunk: int | None,
+    reverse: bool,
+) -> tuple[Any, PyTree]:
+    """Scan over chunks, keeping of each only the carry that it starts from.
+
+    Chunks of None have a number of steps near the square root of all.
+    """
+
+    # Within a scan nothing is there for XLA to share with, so there is no need to prevent it.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def run_chunk(carry, _, of_steps):
+        return function(carry, of_steps)
+
+    chunk = chunk or nearby_divisor(steps, math.isqrt(steps))
+    return scan_chunks(run_chunk, carry, None, per_step, steps=steps, chunk=chunk, reverse=reverse)
 
 
 def scan_distinct(

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
+from jaxrnn._ragged import real_steps
 from jaxrnn._unroll import unroll
 from jaxrnn.layers._layer import Layer
 
@@ -97,12 +98,7 @@ def _last_output(
         raise ValueError("inputs: got 0 steps, wanted at least 1, as only the last is returned")
     if lengths is None and mask is None:
         return outputs[0 if reverse else -1]
-    number = jnp.arange(steps).reshape(-1, *[1] * (outputs.ndim - 2))
-    real = jnp.ones(outputs.shape[:-1], bool) if mask is None else mask
-    if lengths is not None:
-        real = real & (number < lengths)
-    # A sequence without real steps has outputs of zero everywhere.
-    last = jnp.argmin(jnp.where(real, number, steps), 0)
-    if not reverse:
-        last = jnp.argmax(jnp.where(real, number, -1), 0)
+    real = real_steps(outputs.shape[:-1], lengths, mask)
+    # The first real step, or the last. A sequence without any has outputs of zero everywhere.
+    last = jnp.argmax(real, axis=0) if reverse else steps - 1 - jnp.argmax(real[::-1], axis=0)
     return jnp.take_along_axis(outputs, last[None, ..., None], axis=0)[0]
