@@ -14,6 +14,7 @@ from jaxrnn import _check
 from jaxrnn._cell import Cell, Gated
 from jaxrnn.engines._chunks import nearby_divisor, scan_chunks, scan_distinct
 from jaxrnn.engines._engine import Engine, checked_chunk, leading_shape
+from jaxrnn.engines._layout import turned_kernels, turned_rows
 from jaxrnn.engines._linear import linear_with_transpose
 from jaxrnn.engines._scan import Scan
 
@@ -21,7 +22,7 @@ from jaxrnn.engines._scan import Scan
 # that is about what its caches hold: longer chunks go through main memory, and pay for fresh pages
 # of it, at each step; shorter ones make products too small for several cores. An accelerator wants
 # few and large products.
-_WORKING_SET = {"cpu": 8 * 2**20}
+_WORKING_SET = {"cpu": 4 * 2**20}
 _WORKING_SET_OF_ACCELERATORS = 256 * 2**20
 # Up to so many chunks are better run as one: what a chunk costs is more than the cache gains.
 _FEW_CHUNKS = 3
@@ -47,7 +48,7 @@ class Hoisted(Engine):
         options = _Options(gated, chunk or chunk_length(gated, params, state, inputs), reverse)
 
         def plain(params, state, inputs):
-            final, outputs, states = _forward(options, params, state, inputs)
+            final, outputs, states, _ = _forward(options, params, state, inputs)
             return final, outputs, states if keep_states else None
 
         def reference(params, state, inputs):
@@ -59,13 +60,11 @@ class Hoisted(Engine):
 
         @run.defjvp
         def differentiated(primals, tangents):
-            final, outputs, states = _forward(options, *primals)
+            final, outputs, states, recurrent = _forward(options, *primals)
             tangents_out = linear_with_transpose(
                 lambda residuals, tangents: jax.jvp(reference, residuals[0], tangents)[1],
-                lambda residuals, cotangents: _backward(
-                    options, residuals[0], residuals[1], cotangents
-                ),
-                (primals, states),
+                lambda residuals, cotangents: _backward(options, *residuals, cotangents),
+                (primals, states, recurrent),
                 tangents,
             )
             return (final, outputs, states if keep_states else None), tangents_out
@@ -92,7 +91,8 @@ def hoisted(chunk: int | None = None) -> Hoisted:
 
     It works on a chunk of steps at a time. Forward, `project` is one large product for each chunk.
     Backward, `project` and `recur` are computed again, each as one large product, from inputs and
-    states, so that of every step only its state is kept: a third of what `scan` keeps.
+    states, so that of every step only its state is kept: a third of what `scan` keeps. What `recur`
+    returns is kept too where it is no larger than the state, as in an Elman network.
 
     Values and gradients are those of `scan`, in every mode and order of differentiation. Forward
     mode gains nothing here, and keeps what only reverse mode needs, O(T) memory: take `scan` there
@@ -140,8 +140,7 @@ def chunk_length(gated: Gated, params: Any, state: Any, inputs: Any) -> int:
     """Return how many steps a chunk should have for such arguments."""
     projected = jax.eval_shape(gated.project, params, _first(inputs))
     recurrent = jax.eval_shape(gated.recur, params, state)
-    leaves = jax.tree.leaves((projected, recurrent, recurrent))
-    step = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    step = _bytes((projected, recurrent, recurrent))
     target = _WORKING_SET.get(jax.default_backend(), _WORKING_SET_OF_ACCELERATORS) // max(step, 1)
     steps = leading_shape(inputs)[0]
     if steps <= _FEW_CHUNKS * target:
@@ -158,46 +157,50 @@ class _Options:
     reverse: bool
 
 
-def _forward(options: _Options, params: Any, state: Any, inputs: Any) -> tuple[Any, Any, Any]:
-    """Return the last state, and every step's output and state."""
+def _forward(options: _Options, params: Any, state: Any, inputs: Any) -> tuple[Any, ...]:
+    """Return the last state, and every step's output, state and, if small, recurrent product."""
     gated, chunk, reverse = options.gated, options.chunk, options.reverse
 
     def run_chunk(state, _, inputs):
         def body(state, projected):
             recurrent = gated.recur(params, state)
-            state, output = gated.activate(params, state, projected, recurrent)
-            return state, (output, state)
+            new_state, output = gated.activate(params, state, projected, recurrent)
+            kept = recurrent if _bytes(recurrent) <= _bytes(state) else None
+            return new_state, (output, new_state, kept)
 
         return scan_distinct(body, state, gated.project(params, inputs), reverse=reverse)
 
-    final, (outputs, states) = scan_chunks(
+    final, kept = scan_chunks(
         run_chunk, state, None, inputs, steps=leading_shape(inputs)[0], chunk=chunk, reverse=reverse
     )
-    return final, outputs, states
+    return final, *kept
 
 
 def _backward(
-    options: _Options, primals: tuple[Any, Any, Any], states: Any, cotangents: tuple[Any, Any, Any]
+    options: _Options,
+    primals: tuple[Any, Any, Any],
+    states: Any,
+    recurrent: Any,
+    cotangents: tuple[Any, Any, Any],
 ) -> tuple[Any, Any, Any]:
     """Return the cotangents of params, first state and inputs."""
     gated, chunk, reverse = options.gated, options.chunk, options.reverse
     params, state, inputs = primals
     d_final, d_outputs, d_states = cotangents
     used = _params_that_activate_uses(gated, params, state, inputs)
-    axes = len(leading_shape(inputs))  # time and batch: all that a product sums over
+    steps, *batch = leading_shape(inputs)
+    axes = 1 + len(batch)  # time and batch: all that a product sums over
+    kernels, as_params = turned_kernels(params, rows=math.prod(batch))
 
     def run_chunk(carry, entering, of_steps):
         d_state, d_params = carry
-        inputs, states, d_outputs, d_states = of_steps
+        inputs, states, recurrent, d_outputs, d_states = of_steps
         previous = _shifted(entering, states, reverse=reverse)
         projected, through_project = jax.vjp(
-            lambda *both: _merged(functools.partial(gated.project, both[0]), both[1], axes),
-            params,
-            inputs,
+            lambda inputs: _merged(functools.partial(gated.project, params), inputs, axes), inputs
         )
-        recurrent, through_recur = jax.vjp(
-            lambda params: _merged(functools.partial(gated.recur, params), previous, axes), params
-        )
+        if recurrent is None:
+            recurrent = _merged(functools.partial(gated.recur, params), previous, axes)
 
         def body(carry, step):
             d_state, d_used = carry
@@ -206,7 +209,9 @@ def _backward(
                 d_state = _add(d_state, d_kept)
             _, through_activate = jax.vjp(gated.activate, params, previous, projected, recurrent)
             d_here, d_state, d_projected, d_recurrent = through_activate((d_state, d_output))
-            _, back_to_state = jax.vjp(lambda state: gated.recur(params, state), previous)
+            _, back_to_state = jax.vjp(
+                lambda state: gated.recur(as_params(kernels), state), previous
+            )
             d_state = _add(d_state, *back_to_state(d_recurrent))
             return (d_state, _add(d_used, _pick(used, d_here))), (d_projected, d_recurrent)
 
@@ -217,16 +222,23 @@ def _backward(
             (previous, projected, recurrent, d_outputs, d_states),
             reverse=not reverse,
         )
-        d_by_project, d_inputs = through_project(d_projected)
-        d_params = _add(d_params, _add(d_by_project, *through_recur(d_recurrent)))
-        return (d_state, _add_at(used, d_params, d_used)), d_inputs
+        # Of these two nothing needs the values, which XLA then leaves out.
+        _, through_weights = jax.vjp(
+            lambda params: (
+                _merged(lambda rows: gated.project(params, turned_rows(rows)), inputs, axes),
+                _merged(lambda rows: gated.recur(params, turned_rows(rows)), previous, axes),
+            ),
+            params,
+        )
+        d_params = _add(d_params, *through_weights((d_projected, d_recurrent)))
+        return (d_state, _add_at(used, d_params, d_used)), *through_project(d_projected)
 
     (d_state, d_params), d_inputs = scan_chunks(
         run_chunk,
         (d_final, jax.tree.map(jnp.zeros_like, params)),
         _entering(state, states, chunk, reverse=reverse),
-        (inputs, states, d_outputs, d_states),
-        steps=leading_shape(inputs)[0],
+        (inputs, states, recurrent, d_outputs, d_states),
+        steps=steps,
         chunk=chunk,
         reverse=not reverse,
     )
@@ -276,6 +288,10 @@ def _params_that_activate_uses(gated: Gated, params: Any, state: Any, inputs: An
     read |= {id(atom) for atom in jaxpr.outvars}
     count = len(jax.tree.leaves(params))
     return [number for number in range(count) if id(jaxpr.invars[number]) in read]
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _first(inputs: PyTree) -> PyTree:
