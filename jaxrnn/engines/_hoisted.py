@@ -63,7 +63,7 @@ class Hoisted(Engine):
             final, outputs, states, recurrent = _forward(options, *primals)
             tangents_out = linear_with_transpose(
                 lambda residuals, tangents: jax.jvp(reference, residuals[0], tangents)[1],
-                lambda residuals, cotangents: _backward(options, *residuals, cotangents),
+                functools.partial(_backward, options),
                 (primals, states, recurrent),
                 tangents,
             )
@@ -177,15 +177,11 @@ def _forward(options: _Options, params: Any, state: Any, inputs: Any) -> tuple[A
 
 
 def _backward(
-    options: _Options,
-    primals: tuple[Any, Any, Any],
-    states: Any,
-    recurrent: Any,
-    cotangents: tuple[Any, Any, Any],
+    options: _Options, residuals: tuple[Any, Any, Any], cotangents: tuple[Any, Any, Any]
 ) -> tuple[Any, Any, Any]:
     """Return the cotangents of params, first state and inputs."""
     gated, chunk, reverse = options.gated, options.chunk, options.reverse
-    params, state, inputs = primals
+    (params, state, inputs), states, recurrent = residuals
     d_final, d_outputs, d_states = cotangents
     used = _params_that_activate_uses(gated, params, state, inputs)
     steps, *batch = leading_shape(inputs)
