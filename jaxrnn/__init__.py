@@ -2,15 +2,6 @@
 
 from jaxrnn import diagnostics, initializers, losses, regularizers, tasks
 from jaxrnn._cell import Cell, Gated
-from jaxrnn._training import (
-    FitResult,
-    Metrics,
-    NonFiniteError,
-    TrainState,
-    fit,
-    init_train_state,
-    train_step,
-)
 from jaxrnn._unroll import unroll
 from jaxrnn._unroll_loss import unroll_loss
 from jaxrnn.cells import (
@@ -37,6 +28,15 @@ from jaxrnn.layers import (
     residual,
     rnn,
     serial,
+)
+from jaxrnn.training import (
+    FitResult,
+    Metrics,
+    NonFiniteError,
+    TrainState,
+    fit,
+    init_train_state,
+    train_step,
 )
 
 __version__ = "0.1.0"

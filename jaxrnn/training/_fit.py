@@ -1,4 +1,4 @@
-"""Training with optax: one step as a pure function, and a loop of many steps in one program."""
+"""The training loop: many steps in one compiled program."""
 
 import functools
 from collections.abc import Callable
@@ -8,28 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
+from jaxrnn.training._progress import progress_bar
+from jaxrnn.training._step import Metrics, TrainState, init_train_state, train_step
 
 if TYPE_CHECKING:
     import optax
-
-
-class TrainState(NamedTuple):
-    """Everything that training carries from one step to the next."""
-
-    step: Int[Array, ""]
-    params: PyTree
-    optimizer_state: PyTree
-    carry: PyTree = None
-
-
-class Metrics(NamedTuple):
-    """What one training step measured, before its update."""
-
-    loss: Float[Any, ""]
-    gradient_norm: Float[Any, ""]
 
 
 class FitResult(NamedTuple):
@@ -52,68 +38,6 @@ class NonFiniteError(FloatingPointError):
     def __init__(self, message: str, result: FitResult):
         super().__init__(message)
         self.result = result
-
-
-def train_step(
-    loss: Callable[..., Any],
-    optimizer: "optax.GradientTransformation",
-    *,
-    clip_norm: float | None = None,
-) -> Callable[[TrainState, PyTree, PRNGKeyArray], tuple[TrainState, Metrics]]:
-    """Make the jitted function that makes one training step.
-
-        gradient = d loss / d params,  scaled down to a norm of clip_norm if it is longer
-        params = params + optimizer(gradient)
-
-    It is a pure function of `(train_state, batch, key)`: scan it, or `vmap` it over seeds.
-
-    Args:
-        loss: `(params, batch, key) -> scalar`, or with a carry in the train state
-            `(params, carry, batch, key) -> (scalar, carry)`. A carry, such as a recurrent state,
-            passes from step to step, and no gradient passes through it.
-        optimizer: an optax optimizer.
-        clip_norm: the longest global gradient norm let through; None for any.
-
-    Returns:
-        A jitted function `(train_state, batch, key) -> (train_state, metrics)`; the first train
-        state comes from `init_train_state`.
-
-    Raises:
-        TypeError: if a setting is of the wrong kind; in a step, if the loss returns no scalar, or
-            a carry unlike the one it was given.
-        ValueError: if `clip_norm` is not above 0; in a step, if the carry's shape changes.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, jaxrnn, optax
-        >>> optimizer = optax.sgd(0.5)
-        >>> step = jaxrnn.train_step(lambda params, batch, key: (params - batch) ** 2, optimizer)
-        >>> state = jaxrnn.init_train_state(jnp.array(1.0), optimizer)
-        >>> state, metrics = step(state, jnp.array(3.0), jax.random.key(0))
-        >>> float(state.params), float(metrics.loss), float(metrics.gradient_norm)
-        (3.0, 4.0, 4.0)
-    """
-    return jax.jit(_train_step(loss, optimizer, clip_norm))
-
-
-def init_train_state(
-    params: PyTree, optimizer: "optax.GradientTransformation", *, carry: PyTree = None
-) -> TrainState:
-    """Make the train state before the first step.
-
-    Args:
-        params: the parameters to begin with.
-        optimizer: the optimizer that will train them.
-        carry: what the loss carries from step to step; None if nothing.
-
-    Returns:
-        The train state, at step 0.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxrnn, optax
-        >>> int(jaxrnn.init_train_state(jnp.zeros(3), optax.adam(1e-3)).step)
-        0
-    """
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry)
 
 
 def fit(
@@ -186,7 +110,7 @@ def fit(
     if on_report is not None:
         _check.function("on_report", on_report)
     num_batches = None if callable(batches) else _count_batches(batches)
-    step = _train_step(loss, optimizer, clip_norm)
+    step = train_step(loss, optimizer, clip_norm=clip_norm)
 
     # A while loop, so that one compiled program serves any number of steps up to report_every, and
     # ends at once when there is nothing left to train.
@@ -228,7 +152,7 @@ def fit(
         losses, norms = (np.concatenate(parts) for parts in zip(*histories, strict=True))
         return FitResult(state.params, state.optimizer_state, state.carry, losses, norms)
 
-    with _progress_bar(steps, progress) as bar:
+    with progress_bar(steps, progress) as bar:
         total = 0
         while total < steps:
             keys = _keys_of_steps(key, total, report_every)
@@ -266,40 +190,6 @@ def _all_finite(tree: PyTree) -> Array:
     return functools.reduce(jnp.logical_and, (jnp.isfinite(leaf).all() for leaf in leaves))
 
 
-def _train_step(loss, optimizer, clip_norm):
-    import optax
-
-    _check.function("loss", loss)
-    if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
-        raise TypeError(f"optimizer: got {_check.describe(optimizer)}, wanted one of optax's")
-    if clip_norm is not None and _check.real("clip_norm", clip_norm, low=0.0) == 0.0:
-        raise ValueError("clip_norm: got 0, wanted more: nothing would be learnt")
-
-    def step(state: TrainState, batch: PyTree, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
-        def loss_and_carry(params):
-            if state.carry is None:
-                return _check.scalar("loss", loss(params, batch, key)), None
-            returned = loss(params, state.carry, batch, key)
-            if not isinstance(returned, tuple) or len(returned) != 2:
-                raise TypeError(
-                    f"loss: returned {_check.describe(returned)}, wanted (scalar, carry)"
-                )
-            value, carry = returned
-            _check.tree("carry", carry, state.carry, "like the one that the loss was given")
-            return _check.scalar("loss", value), carry
-
-        (value, carry), gradient = jax.value_and_grad(loss_and_carry, has_aux=True)(state.params)
-        norm = optax.tree.norm(gradient)
-        if clip_norm is not None:
-            scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
-            gradient = jax.tree.map(lambda leaf: (leaf * scale).astype(leaf.dtype), gradient)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, optimizer_state, carry), Metrics(value, norm)
-
-    return step
-
-
 def _count_batches(batches: PyTree) -> int:
     leaves = jax.tree.leaves(batches)
     if not leaves or not all(jnp.ndim(leaf) for leaf in leaves):
@@ -327,32 +217,3 @@ def _report_non_finite(step: int, result: FitResult) -> str:
         ". The parameters from before that step are in this error's result.params. "
         "Exploding gradients ask for clip_norm or a lower learning rate."
     )
-
-
-class _NoBar:
-    """Stands in for a progress bar where none is shown."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def update(self, count: int) -> None:
-        pass
-
-    def set_postfix(self, **values: Any) -> None:
-        pass
-
-
-def _progress_bar(steps: int, progress: bool | None) -> Any:
-    if progress is not None and not _check.flag("progress", progress):
-        return _NoBar()
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        if progress:
-            raise ImportError("progress=True needs tqdm: pip install tqdm") from None
-        return _NoBar()
-    # tqdm takes `disable=None` as: show nothing where there is no terminal.
-    return tqdm(total=steps, unit="step", disable=None if progress is None else False)

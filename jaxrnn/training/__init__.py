@@ -1,0 +1,14 @@
+"""Training with optax: one step as a pure function, and a loop of many steps in one program."""
+
+from jaxrnn.training._fit import FitResult, NonFiniteError, fit
+from jaxrnn.training._step import Metrics, TrainState, init_train_state, train_step
+
+__all__ = [
+    "FitResult",
+    "Metrics",
+    "NonFiniteError",
+    "TrainState",
+    "fit",
+    "init_train_state",
+    "train_step",
+]
