@@ -2,42 +2,23 @@
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
+from jaxrnn.training._batches import batch_source
+from jaxrnn.training._non_finite import first_bad_leaf, non_finite_error, settle
 from jaxrnn.training._progress import progress_bar
+from jaxrnn.training._result import FitResult
 from jaxrnn.training._step import Metrics, TrainState, init_train_state, train_step
 
 if TYPE_CHECKING:
     import optax
-
-
-class FitResult(NamedTuple):
-    """What `fit` returns: the trained parameters, and each step's loss and global gradient norm."""
-
-    params: PyTree
-    optimizer_state: PyTree
-    carry: PyTree
-    losses: Float[np.ndarray, "steps"]
-    gradient_norms: Float[np.ndarray, "steps"]
-
-
-class NonFiniteError(FloatingPointError):
-    """Raised by `fit` when a loss or gradient is no longer finite.
-
-    Attributes:
-        result: a `FitResult` with the last good parameters, and the history with the bad step last.
-    """
-
-    def __init__(self, message: str, result: FitResult):
-        super().__init__(message)
-        self.result = result
 
 
 def fit(
@@ -68,7 +49,8 @@ def fit(
         loss: `(params, batch, key) -> scalar`, or with a carry
             `(params, carry, batch, key) -> (scalar, carry)`.
         params: the parameters to begin with.
-        optimizer: an optax optimizer.
+        optimizer: an optax optimizer. Wrapped in `optax.apply_if_finite`, it skips up to so many
+            steps in a row whose loss or gradient is not finite, where training would stop.
         batches: a pure function of a key that makes a batch, such as a task of `jaxrnn.tasks`; or a
             pytree of arrays whose first axis counts batches, which are taken in order, and again
             from the first after the last.
@@ -84,11 +66,12 @@ def fit(
 
     Returns:
         The trained parameters, optimizer state and carry, with every step's loss and gradient norm
-        as arrays `(steps,)`.
+        as arrays `(steps,)`. Its `skipped` counts the steps that were skipped.
 
     Raises:
-        NonFiniteError: at the first step whose loss, gradient or update is not finite. That update
-            is not made, and what was reached before it is in the error's `result`.
+        NonFiniteError: at the first step whose loss, gradient or update is not finite and not
+            skipped. That update is not made, and what was reached before it is in the error's
+            `result`. The error names the step, and what went bad first.
         TypeError: if a setting is of the wrong kind, or the loss no scalar, as in `train_step`.
         ValueError: if a setting is out of range, or `batches` has no batch or uneven arrays.
         ImportError: if `progress` is True and tqdm is not installed.
@@ -109,7 +92,7 @@ def fit(
     _check.key("key", key)
     if on_report is not None:
         _check.function("on_report", on_report)
-    num_batches = None if callable(batches) else _count_batches(batches)
+    take, data = batch_source(batches)
     step = train_step(loss, optimizer, clip_norm=clip_norm)
 
     # A while loop, so that one compiled program serves any number of steps up to report_every, and
@@ -117,35 +100,25 @@ def fit(
     @jax.jit
     def run(state: TrainState, count: Array, keys: PRNGKeyArray, data: PyTree):
         def go_on(loop):
-            done, _, _, finite = loop
-            return (done < count) & finite
+            done, _, _, good = loop
+            return (done < count) & good
 
         def body(loop):
             done, state, history, _ = loop
             batch_key, loss_key = keys[done]
-            if num_batches is None:
-                batch = batches(batch_key)  # pyright: ignore[reportCallIssue]
-            else:
-                number = state.step % num_batches
-                batch = jax.tree.map(lambda array: _index(array, number), data)
-            new_state, metrics = step(state, batch, loss_key)
-            finite = _all_finite((metrics, new_state.params))
-            state = jax.tree.map(functools.partial(jnp.where, finite), new_state, state)
+            new_state, metrics = step(state, take(state.step, batch_key, data), loss_key)
+            state, good = settle(state, new_state, metrics)
             history = jax.tree.map(functools.partial(_set_index, done), history, metrics)
-            return done + 1, state, history, finite
+            return done + 1, state, history, good
 
         start = jnp.zeros((), jnp.int32)
         shapes = jax.eval_shape(body, (start, state, Metrics(*[jnp.zeros(1)] * 2), True))[2]
         history = jax.tree.map(lambda leaf: jnp.zeros(report_every, leaf.dtype), shapes)
-        done, state, history, finite = lax.while_loop(
-            go_on, body, (start, state, history, jnp.array(True))
-        )
-        return done, state, history, finite
+        return lax.while_loop(go_on, body, (start, state, history, jnp.array(True)))
 
     state = init_train_state(params, optimizer, carry=carry)
     # Arrays, and none weakly typed, else the second call of `run` would compile it anew.
     state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
-    data = () if num_batches is None else jax.tree.map(jnp.asarray, batches)
     histories: list[Metrics] = []
 
     def result() -> FitResult:
@@ -157,15 +130,18 @@ def fit(
         while total < steps:
             keys = _keys_of_steps(key, total, report_every)
             count = min(report_every, steps - total)
-            done, state, history, finite = run(state, count, keys, data)
+            done, state, history, good = run(state, count, keys, data)
             histories.append(Metrics(*(np.asarray(array)[: int(done)] for array in history)))
             total += int(done)
             bar.update(int(done))
             bar.set_postfix(loss=f"{histories[-1].loss[-1]:.4g}")
-            if not finite:
-                raise NonFiniteError(_report_non_finite(total - 1, result()), result())
             if on_report is not None:
                 on_report(total, result())
+            if not good:
+                batch_key, loss_key = keys[int(done) - 1]
+                batch = take(state.step, batch_key, data)
+                leaf = first_bad_leaf(loss, step, state, batch, loss_key)
+                raise non_finite_error(result(), total - 1, leaf)
     return result()
 
 
@@ -177,43 +153,5 @@ def _keys_of_steps(key: PRNGKeyArray, start: Array, count: int) -> PRNGKeyArray:
     return fold(start + jnp.arange(count))
 
 
-def _index(array: Array, number: Array) -> Array:
-    return lax.dynamic_index_in_dim(array, number, keepdims=False)
-
-
 def _set_index(number: Array, array: Array, value: Array) -> Array:
     return lax.dynamic_update_index_in_dim(array, value, number, axis=0)
-
-
-def _all_finite(tree: PyTree) -> Array:
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return functools.reduce(jnp.logical_and, (jnp.isfinite(leaf).all() for leaf in leaves))
-
-
-def _count_batches(batches: PyTree) -> int:
-    leaves = jax.tree.leaves(batches)
-    if not leaves or not all(jnp.ndim(leaf) for leaf in leaves):
-        raise TypeError(
-            f"batches: got {_check.describe(batches)}, wanted a function of a key, or arrays whose "
-            "first axis counts batches"
-        )
-    lengths = {jnp.shape(leaf)[0] for leaf in leaves}
-    if len(lengths) > 1 or 0 in lengths:
-        raise ValueError(f"batches: got arrays of {sorted(lengths)} batches, wanted one number > 0")
-    return lengths.pop()
-
-
-def _report_non_finite(step: int, result: FitResult) -> str:
-    message = (
-        f"training stopped at step {step}: its loss is {result.losses[-1]:.6g} and its gradient "
-        f"norm {result.gradient_norms[-1]:.6g}"
-    )
-    if step > 0:
-        message += (
-            f", after a loss of {result.losses[-2]:.6g} and a gradient norm of "
-            f"{result.gradient_norms[-2]:.6g} the step before"
-        )
-    return message + (
-        ". The parameters from before that step are in this error's result.params. "
-        "Exploding gradients ask for clip_norm or a lower learning rate."
-    )

@@ -46,7 +46,8 @@ def train_step(
         loss: `(params, batch, key) -> scalar`, or with a carry in the train state
             `(params, carry, batch, key) -> (scalar, carry)`. A carry, such as a recurrent state,
             passes from step to step, and no gradient passes through it.
-        optimizer: an optax optimizer.
+        optimizer: an optax optimizer. If the loss or the gradient's norm is not finite, it is given
+            a gradient of NaN, which `optax.apply_if_finite` refuses.
         clip_norm: the longest global gradient norm let through; None for any.
 
     Returns:
@@ -100,26 +101,38 @@ def _train_step(loss, optimizer, clip_norm):
     if clip_norm is not None and _check.real("clip_norm", clip_norm, low=0.0) == 0.0:
         raise ValueError("clip_norm: got 0, wanted more: nothing would be learnt")
 
-    def step(state: TrainState, batch: PyTree, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
-        def loss_and_carry(params):
-            if state.carry is None:
-                return _check.scalar("loss", loss(params, batch, key)), None
-            returned = loss(params, state.carry, batch, key)
-            if not isinstance(returned, tuple) or len(returned) != 2:
-                raise TypeError(
-                    f"loss: returned {_check.describe(returned)}, wanted (scalar, carry)"
-                )
-            value, carry = returned
-            _check.tree("carry", carry, state.carry, "like the one that the loss was given")
-            return _check.scalar("loss", value), carry
+    slope = loss_and_gradient(loss)
 
-        (value, carry), gradient = jax.value_and_grad(loss_and_carry, has_aux=True)(state.params)
+    def step(state: TrainState, batch: PyTree, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
+        (value, carry), gradient = slope(state, batch, key)
         norm = optax.tree.norm(gradient)
+        limit = 1.0
         if clip_norm is not None:
-            scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
-            gradient = jax.tree.map(lambda leaf: (leaf * scale).astype(leaf.dtype), gradient)
+            limit = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
+        # A gradient clipped by an infinite norm would be zero, and a bad step pass for a good one.
+        scale = jnp.where(jnp.isfinite(value) & jnp.isfinite(norm), limit, jnp.nan)
+        gradient = jax.tree.map(lambda leaf: (leaf * scale).astype(leaf.dtype), gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, optimizer_state, carry), Metrics(value, norm)
 
     return step
+
+
+def loss_and_gradient(
+    loss: Callable[..., Any],
+) -> Callable[[TrainState, PyTree, PRNGKeyArray], tuple[tuple[Array, PyTree], PyTree]]:
+    """Make `(train_state, batch, key) -> (loss, carry), gradient`, carry None if there is none."""
+
+    def loss_and_carry(params, carry, batch, key):
+        if carry is None:
+            return _check.scalar("loss", loss(params, batch, key)), None
+        returned = loss(params, carry, batch, key)
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise TypeError(f"loss: returned {_check.describe(returned)}, wanted (scalar, carry)")
+        value, new_carry = returned
+        _check.tree("carry", new_carry, carry, "like the one that the loss was given")
+        return _check.scalar("loss", value), new_carry
+
+    gradient = jax.value_and_grad(loss_and_carry, has_aux=True)
+    return lambda state, batch, key: gradient(state.params, state.carry, batch, key)
