@@ -30,6 +30,7 @@ from jaxrnn.layers import (
     serial,
 )
 from jaxrnn.training import (
+    Checkpoints,
     FitResult,
     Metrics,
     NonFiniteError,
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Cell",
+    "Checkpoints",
     "DenseParams",
     "ElmanParams",
     "ElmanState",

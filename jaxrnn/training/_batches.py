@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
@@ -29,7 +30,7 @@ def batch_source(batches: Callable[[PRNGKeyArray], PyTree] | PyTree) -> tuple[Ta
     return take, jax.tree.map(jnp.asarray, batches)
 
 
-def count_batches(batches: Callable[[PRNGKeyArray], PyTree] | PyTree) -> int | None:
+def count_batches(batches: Callable[[PRNGKeyArray], PyTree] | PyTree) -> np.ndarray | None:
     """Return how many batches there are before the first comes again; None of a function."""
     if callable(batches):
         return None
@@ -42,4 +43,4 @@ def count_batches(batches: Callable[[PRNGKeyArray], PyTree] | PyTree) -> int | N
     lengths = {jnp.shape(leaf)[0] for leaf in leaves}
     if len(lengths) > 1 or 0 in lengths:
         raise ValueError(f"batches: got arrays of {sorted(lengths)} batches, wanted one number > 0")
-    return lengths.pop()
+    return np.asarray(lengths.pop(), np.int32)

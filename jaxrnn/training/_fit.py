@@ -11,7 +11,8 @@ from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
-from jaxrnn.training._batches import batch_source
+from jaxrnn.training._batches import Take, batch_source, count_batches
+from jaxrnn.training._checkpoints import Checkpoints, Snapshot, restore, save
 from jaxrnn.training._non_finite import first_bad_leaf, non_finite_error, settle
 from jaxrnn.training._progress import progress_bar
 from jaxrnn.training._result import FitResult
@@ -34,6 +35,7 @@ def fit(
     report_every: int = 100,
     on_report: Callable[[int, FitResult], None] | None = None,
     progress: bool | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> FitResult:
     """Train parameters by gradient descent, many steps in one compiled loop between reports.
 
@@ -63,6 +65,8 @@ def fit(
         on_report: called with the number of steps done and the result so far.
         progress: whether to show a progress bar, which needs tqdm. None shows one on a terminal
             where tqdm is installed.
+        checkpoints: where to write checkpoints, and to go on from the newest; None for none. What
+            was reported before the run ended is not reported again.
 
     Returns:
         The trained parameters, optimizer state and carry, with every step's loss and gradient norm
@@ -73,8 +77,10 @@ def fit(
             skipped. That update is not made, and what was reached before it is in the error's
             `result`. The error names the step, and what went bad first.
         TypeError: if a setting is of the wrong kind, or the loss no scalar, as in `train_step`.
-        ValueError: if a setting is out of range, or `batches` has no batch or uneven arrays.
-        ImportError: if `progress` is True and tqdm is not installed.
+        ValueError: if a setting is out of range, `batches` has no batch or uneven arrays, or the
+            newest checkpoint is of another run or of a later step.
+        ImportError: if `progress` is True and tqdm is not installed, or checkpoints are asked for
+            and Orbax is not.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn, optax
@@ -92,11 +98,59 @@ def fit(
     _check.key("key", key)
     if on_report is not None:
         _check.function("on_report", on_report)
+    if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
+        raise TypeError(
+            f"checkpoints: got {_check.describe(checkpoints)}, wanted jaxrnn.Checkpoints(directory)"
+        )
     take, data = batch_source(batches)
     step = train_step(loss, optimizer, clip_norm=clip_norm)
+    state = init_train_state(params, optimizer, carry=carry)
+    # Arrays, and none weakly typed, else the second call of `run` would compile it anew.
+    state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
+    measured = jax.eval_shape(
+        lambda state, data: step(state, take(state.step, key, data), key)[1], state, data
+    )
+    run = _make_run(step, take, jax.tree.map(lambda leaf: leaf.dtype, measured), report_every)
 
-    # A while loop, so that one compiled program serves any number of steps up to report_every, and
-    # ends at once when there is nothing left to train.
+    no_history = Metrics(*(np.zeros(0, leaf.dtype) for leaf in measured))
+    now = Snapshot(key, count_batches(batches), state, no_history)
+    if checkpoints is not None:
+        now = restore(checkpoints, now)
+    total = int(now.state.step)
+    if total > steps:
+        raise ValueError(f"steps: got {steps}, wanted {total} or more, as in the newest checkpoint")
+
+    with progress_bar(total, steps, progress) as bar:
+        while total < steps:
+            stops = [report_every] if checkpoints is None else [report_every, checkpoints.every]
+            count = min(steps - total, *(every - total % every for every in stops))
+            keys = _keys_of_steps(key, total, report_every)
+            done, state, history, good = run(now.state, count, keys, data)
+            so_far = zip(now.history, history, strict=True)
+            history = (np.concatenate([old, np.asarray(new)[:done]]) for old, new in so_far)
+            now = now._replace(state=state, history=Metrics(*history))
+            total += int(done)
+            bar.update(int(done))
+            bar.set_postfix(loss=f"{now.history.loss[-1]:.4g}")
+            if on_report is not None and (total % report_every == 0 or total == steps or not good):
+                on_report(total, _result(now))
+            if not good:
+                batch_key, loss_key = keys[int(done) - 1]
+                batch = take(state.step, batch_key, data)
+                leaf = first_bad_leaf(loss, step, state, batch, loss_key)
+                raise non_finite_error(_result(now), total - 1, leaf)
+            if checkpoints is not None and (total % checkpoints.every == 0 or total == steps):
+                save(checkpoints, now)
+    return _result(now)
+
+
+def _make_run(step: Any, take: Take, dtypes: Metrics, most: int) -> Callable[..., Any]:
+    """Make the program that makes up to `most` training steps, and stops at one that goes bad.
+
+    A while loop, so that one compiled program serves any number of steps, and ends at once when
+    there is nothing left to train.
+    """
+
     @jax.jit
     def run(state: TrainState, count: Array, keys: PRNGKeyArray, data: PyTree):
         def go_on(loop):
@@ -111,38 +165,15 @@ def fit(
             history = jax.tree.map(functools.partial(_set_index, done), history, metrics)
             return done + 1, state, history, good
 
-        start = jnp.zeros((), jnp.int32)
-        shapes = jax.eval_shape(body, (start, state, Metrics(*[jnp.zeros(1)] * 2), True))[2]
-        history = jax.tree.map(lambda leaf: jnp.zeros(report_every, leaf.dtype), shapes)
-        return lax.while_loop(go_on, body, (start, state, history, jnp.array(True)))
+        history = jax.tree.map(functools.partial(jnp.zeros, most), dtypes)
+        start = jnp.zeros((), jnp.int32), state, history, jnp.array(True)
+        return lax.while_loop(go_on, body, start)
 
-    state = init_train_state(params, optimizer, carry=carry)
-    # Arrays, and none weakly typed, else the second call of `run` would compile it anew.
-    state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
-    histories: list[Metrics] = []
+    return run
 
-    def result() -> FitResult:
-        losses, norms = (np.concatenate(parts) for parts in zip(*histories, strict=True))
-        return FitResult(state.params, state.optimizer_state, state.carry, losses, norms)
 
-    with progress_bar(steps, progress) as bar:
-        total = 0
-        while total < steps:
-            keys = _keys_of_steps(key, total, report_every)
-            count = min(report_every, steps - total)
-            done, state, history, good = run(state, count, keys, data)
-            histories.append(Metrics(*(np.asarray(array)[: int(done)] for array in history)))
-            total += int(done)
-            bar.update(int(done))
-            bar.set_postfix(loss=f"{histories[-1].loss[-1]:.4g}")
-            if on_report is not None:
-                on_report(total, result())
-            if not good:
-                batch_key, loss_key = keys[int(done) - 1]
-                batch = take(state.step, batch_key, data)
-                leaf = first_bad_leaf(loss, step, state, batch, loss_key)
-                raise non_finite_error(result(), total - 1, leaf)
-    return result()
+def _result(now: Snapshot) -> FitResult:
+    return FitResult(*now.state[1:], *now.history)
 
 
 # A program of its own, compiled once for all calls of `fit` rather than in each one's loop.

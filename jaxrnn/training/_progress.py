@@ -21,7 +21,7 @@ class _NoBar:
         pass
 
 
-def progress_bar(steps: int, progress: bool | None) -> Any:
+def progress_bar(done: int, steps: int, progress: bool | None) -> Any:
     if progress is not None and not _check.flag("progress", progress):
         return _NoBar()
     try:
@@ -31,4 +31,4 @@ def progress_bar(steps: int, progress: bool | None) -> Any:
             raise ImportError("progress=True needs tqdm: pip install tqdm") from None
         return _NoBar()
     # tqdm takes `disable=None` as: show nothing where there is no terminal.
-    return tqdm(total=steps, unit="step", disable=None if progress is None else False)
+    return tqdm(initial=done, total=steps, unit="step", disable=None if progress is None else False)
