@@ -211,12 +211,12 @@ def test_a_run_killed_twenty_times_is_the_run_that_never_was(tmp_path):
     in_writes, steps = 0, []
     for number in range(20):
         receiver, sender = context.Pipe(duplex=False)
-        process = begin(paths[1], str(directory), sender)
+        process = begin(paths[1], str(directory), 2, sender)
         sender.close()
         if number >= 4:
             assert receiver.poll(60), "no report"
             steps.append(receiver.recv())
-        time.sleep(rng.uniform(0, 0.2))
+        time.sleep(rng.uniform(0, 0.1))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
