@@ -37,6 +37,7 @@ from jaxrnn.training import (
     TrainState,
     fit,
     init_train_state,
+    metrics_writer,
     train_step,
 )
 
@@ -75,6 +76,7 @@ __all__ = [
     "initializers",
     "losses",
     "lstm",
+    "metrics_writer",
     "peephole_lstm",
     "regularizers",
     "residual",

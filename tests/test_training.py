@@ -1,6 +1,7 @@
 """Training: fit against plain loops; what it carries, clips, reports and refuses; learning."""
 
 import functools
+import re
 import sys
 from typing import NamedTuple
 
@@ -437,7 +438,11 @@ def test_an_error_in_on_report_comes_out():
 def test_progress_is_shown_on_request_alone(capsys):
     for progress, shown in ((True, True), (False, False), (None, False)):  # no terminal here
         fit_square(jnp.zeros(1), progress=progress)
-        assert ("6/6" in capsys.readouterr().err) == shown
+        text = capsys.readouterr().err
+        assert bool(text) == shown
+    fit_square(jnp.ones(1), progress=True)
+    # Steps done of all, time spent and left, steps per second, and the last loss.
+    assert re.search(r"6/6 \[\S+<\S+ \d+\S*step/s, loss=\d", capsys.readouterr().err)
 
 
 def test_progress_without_tqdm(monkeypatch):

@@ -2,6 +2,7 @@
 
 from jaxrnn.training._checkpoints import Checkpoints
 from jaxrnn.training._fit import fit
+from jaxrnn.training._metrics import metrics_writer
 from jaxrnn.training._result import FitResult, NonFiniteError
 from jaxrnn.training._step import Metrics, TrainState, init_train_state, train_step
 
@@ -13,5 +14,6 @@ __all__ = [
     "TrainState",
     "fit",
     "init_train_state",
+    "metrics_writer",
     "train_step",
 ]

@@ -62,7 +62,8 @@ def fit(
         clip_norm: the longest global gradient norm let through; None for any.
         report_every: how many steps run on the device between reports. Progress is shown, and
             `on_report` called, only then.
-        on_report: called with the number of steps done and the result so far.
+        on_report: called with the number of steps done and the result so far, also after a bad
+            step. `metrics_writer` makes one that writes them to a file.
         progress: whether to show a progress bar, which needs tqdm. None shows one on a terminal
             where tqdm is installed.
         checkpoints: where to write checkpoints, and to go on from the newest; None for none. What
