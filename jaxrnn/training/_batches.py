@@ -1,39 +1,60 @@
-"""Where batches come from: a function of a key, or arrays of them."""
+"""Where batches come from: a function of a key, or arrays of them; and where they go to."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import Int, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
-
-# `(step, key, data) -> batch`
-Take = Callable[[Int[Array, ""], PRNGKeyArray, PyTree], PyTree]
+from jaxrnn.training import _sharding
 
 
-def batch_source(batches: Callable[[PRNGKeyArray], PyTree] | PyTree) -> tuple[Take, PyTree]:
-    """Return the pure function that takes each step's batch from data, and the data, () if none."""
-    num_batches = count_batches(batches)
-    if num_batches is None:
-        return lambda step, key, data: batches(key), ()  # pyright: ignore[reportCallIssue]
+class Batches(NamedTuple):
+    """Batches, as the training loop takes them.
 
-    def take(step: Array, key: Any, data: PyTree) -> PyTree:
-        number = step % num_batches
+    Attributes:
+        take: a pure function `(step, key, data) -> batch`.
+        data: what it takes from; () if nothing.
+        period: how many there are before the first comes again; None if ever new ones.
+        shardings: how each leaf of a batch is divided over devices; None if it isn't.
+    """
+
+    take: Callable[[Int[Any, ""], PRNGKeyArray, PyTree], PyTree]
+    data: PyTree
+    period: Int[np.ndarray, ""] | None
+    shardings: PyTree | None
+
+
+def make_batches(
+    batches: Callable[[PRNGKeyArray], PyTree] | PyTree, sharding: PyTree | None, key: PRNGKeyArray
+) -> Batches:
+    """Check what `fit` was given, and put data where they belong."""
+    period = None if callable(batches) else _count(batches)
+
+    def take(step, key, data):
+        if period is None:
+            return batches(key)  # pyright: ignore[reportCallIssue]
+        number = step % period
         return jax.tree.map(
             lambda array: lax.dynamic_index_in_dim(array, number, keepdims=False), data
         )
 
-    return take, jax.tree.map(jnp.asarray, batches)
+    data = () if period is None else batches
+    batch = jax.eval_shape(take, np.int32(0), key, data)
+    shardings = _sharding.checked("sharding", sharding, batch)
+    return Batches(
+        lambda step, key, data: _sharding.divide(take(step, key, data), shardings),
+        () if period is None else _sharding.put_data(data, shardings),
+        period,
+        shardings,
+    )
 
 
-def count_batches(batches: Callable[[PRNGKeyArray], PyTree] | PyTree) -> np.ndarray | None:
-    """Return how many batches there are before the first comes again; None of a function."""
-    if callable(batches):
-        return None
+def _count(batches: PyTree) -> Int[np.ndarray, ""]:
     leaves = jax.tree.leaves(batches)
     if not leaves or not all(jnp.ndim(leaf) for leaf in leaves):
         raise TypeError(

@@ -78,31 +78,22 @@ class Snapshot(NamedTuple):
 
 def save(checkpoints: Checkpoints, snapshot: Snapshot) -> None:
     """Write a checkpoint, and remove those that are no longer wanted."""
-    if jax.process_index() != 0:
-        return
-    directory, step = Path(checkpoints.directory).absolute(), int(snapshot.state.step)
-    folder = directory / f"{step:08d}"
-    _remove(folder)
-    folder.mkdir(parents=True)
     leaves = _named_leaves(snapshot)
     # Orbax writes no empty arrays, which hold nothing anyway.
     arrays = {name: _as_numpy(leaf) for name, leaf in leaves.items() if leaf.size}
-    with _orbax_checkpointer() as orbax:
-        orbax.save(folder / _LEAVES, arrays)
-    (folder / _NAMES).write_text(json.dumps(_described(leaves), indent=1))
-    unfinished = folder / f"{_DIGESTS}.unfinished"
-    lines = (f"{digest}  {name}\n" for name, digest in sorted(_digests(folder).items()))
-    unfinished.write_text("".join(lines))
-    unfinished.replace(folder / _DIGESTS)
-
-    # What is further on than this run was passed over by it, and what has no digests was cut off.
-    whole = [
-        other
-        for other in _folders(directory)
-        if int(other.name) <= step and (other / _DIGESTS).exists()
-    ]
-    for other in set(_folders(directory)) - set(whole[-checkpoints.keep :]):
-        _remove(other)
+    if jax.process_index() == 0:
+        directory, step = Path(checkpoints.directory).absolute(), int(snapshot.state.step)
+        _write(directory / f"{step:08d}", arrays, _described(leaves))
+        # What is further on than this run was passed over by it; what has no digests was cut off.
+        whole = [
+            folder
+            for folder in _folders(directory)
+            if int(folder.name) <= step and (folder / _DIGESTS).exists()
+        ]
+        for folder in set(_folders(directory)) - set(whole[-checkpoints.keep :]):
+            _remove(folder)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("jaxrnn: a checkpoint is written")
 
 
 def restore(checkpoints: Checkpoints, start: Snapshot) -> Snapshot:
@@ -148,6 +139,18 @@ def _orbax_checkpointer() -> Any:
             primary_host=alone, active_processes={alone}, barrier_sync_key_prefix=f"jaxrnn{alone}"
         ),
     )
+
+
+def _write(folder: Path, arrays: dict[str, np.ndarray], described: dict[str, str]) -> None:
+    _remove(folder)
+    folder.mkdir(parents=True)
+    with _orbax_checkpointer() as orbax:
+        orbax.save(folder / _LEAVES, arrays)
+    (folder / _NAMES).write_text(json.dumps(described, indent=1))
+    unfinished = folder / f"{_DIGESTS}.unfinished"
+    lines = (f"{digest}  {name}\n" for name, digest in sorted(_digests(folder).items()))
+    unfinished.write_text("".join(lines))
+    unfinished.replace(folder / _DIGESTS)
 
 
 def _load(folder: Path, start: Snapshot) -> Snapshot:

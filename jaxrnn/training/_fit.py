@@ -11,11 +11,12 @@ from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
-from jaxrnn.training._batches import Take, batch_source, count_batches
+from jaxrnn.training._batches import Batches, make_batches
 from jaxrnn.training._checkpoints import Checkpoints, Snapshot, restore, save
 from jaxrnn.training._non_finite import first_bad_leaf, non_finite_error, settle
 from jaxrnn.training._progress import progress_bar
 from jaxrnn.training._result import FitResult
+from jaxrnn.training._sharding import gather, put_everywhere
 from jaxrnn.training._step import Metrics, TrainState, init_train_state, train_step
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def fit(
     on_report: Callable[[int, FitResult], None] | None = None,
     progress: bool | None = None,
     checkpoints: Checkpoints | None = None,
+    sharding: PyTree | None = None,
 ) -> FitResult:
     """Train parameters by gradient descent, many steps in one compiled loop between reports.
 
@@ -68,6 +70,11 @@ def fit(
             where tqdm is installed.
         checkpoints: where to write checkpoints, and to go on from the newest; None for none. What
             was reported before the run ended is not reported again.
+        sharding: a NamedSharding of a batch, or a pytree of them that is a prefix of it, to train
+            on the devices of its mesh: each has its part of the batch and the whole of the rest,
+            and the result is that of one device up to rounding. None for one device. It doesn't
+            speak of the axis of `batches` that counts batches. The mesh may be one of several
+            processes, each of which calls `fit` in the same way.
 
     Returns:
         The trained parameters, optimizer state and carry, with every step's loss and gradient norm
@@ -79,7 +86,8 @@ def fit(
             `result`. The error names the step, and what went bad first.
         TypeError: if a setting is of the wrong kind, or the loss no scalar, as in `train_step`.
         ValueError: if a setting is out of range, `batches` has no batch or uneven arrays, or the
-            newest checkpoint is of another run or of a later step.
+            newest checkpoint is of another run or of a later step, or a batch can't be divided as
+            `sharding` says.
         ImportError: if `progress` is True and tqdm is not installed, or checkpoints are asked for
             and Orbax is not.
 
@@ -103,49 +111,45 @@ def fit(
         raise TypeError(
             f"checkpoints: got {_check.describe(checkpoints)}, wanted jaxrnn.Checkpoints(directory)"
         )
-    take, data = batch_source(batches)
     step = train_step(loss, optimizer, clip_norm=clip_norm)
+    source = make_batches(batches, sharding, key)
     state = init_train_state(params, optimizer, carry=carry)
     # Arrays, and none weakly typed, else the second call of `run` would compile it anew.
     state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
-    measured = jax.eval_shape(
-        lambda state, data: step(state, take(state.step, key, data), key)[1], state, data
-    )
-    run = _make_run(step, take, jax.tree.map(lambda leaf: leaf.dtype, measured), report_every)
+    dtypes = _dtypes_of_metrics(step, source, state, key)
+    run = _make_run(step, source, dtypes, report_every)
 
-    no_history = Metrics(*(np.zeros(0, leaf.dtype) for leaf in measured))
-    now = Snapshot(key, count_batches(batches), state, no_history)
+    no_history = Metrics(*(np.zeros(0, dtype) for dtype in dtypes))
+    now = Snapshot(key, source.period, state, no_history)
     if checkpoints is not None:
         now = restore(checkpoints, now)
     total = int(now.state.step)
     if total > steps:
         raise ValueError(f"steps: got {steps}, wanted {total} or more, as in the newest checkpoint")
 
+    everywhere = functools.partial(put_everywhere, shardings=source.shardings)
+    key, now = everywhere(key), now._replace(state=everywhere(now.state))
+    pauses = [report_every] if checkpoints is None else [report_every, checkpoints.every]
     with progress_bar(total, steps, progress) as bar:
         while total < steps:
-            stops = [report_every] if checkpoints is None else [report_every, checkpoints.every]
-            count = min(steps - total, *(every - total % every for every in stops))
+            count = min(steps - total, *(every - total % every for every in pauses))
             keys = _keys_of_steps(key, total, report_every)
-            done, state, history, good = run(now.state, count, keys, data)
-            so_far = zip(now.history, history, strict=True)
-            history = (np.concatenate([old, np.asarray(new)[:done]]) for old, new in so_far)
-            now = now._replace(state=state, history=Metrics(*history))
+            done, state, history, good = run(now.state, count, keys, source.data)
+            now = now._replace(state=state, history=_extended(now.history, history, int(done)))
             total += int(done)
             bar.update(int(done))
             bar.set_postfix(loss=f"{now.history.loss[-1]:.4g}")
             if on_report is not None and (total % report_every == 0 or total == steps or not good):
                 on_report(total, _result(now))
             if not good:
-                batch_key, loss_key = keys[int(done) - 1]
-                batch = take(state.step, batch_key, data)
-                leaf = first_bad_leaf(loss, step, state, batch, loss_key)
+                leaf = first_bad_leaf(loss, step, source, state, keys[int(done) - 1])
                 raise non_finite_error(_result(now), total - 1, leaf)
             if checkpoints is not None and (total % checkpoints.every == 0 or total == steps):
                 save(checkpoints, now)
     return _result(now)
 
 
-def _make_run(step: Any, take: Take, dtypes: Metrics, most: int) -> Callable[..., Any]:
+def _make_run(step: Any, source: Batches, dtypes: Metrics, most: int) -> Callable[..., Any]:
     """Make the program that makes up to `most` training steps, and stops at one that goes bad.
 
     A while loop, so that one compiled program serves any number of steps, and ends at once when
@@ -161,16 +165,29 @@ def _make_run(step: Any, take: Take, dtypes: Metrics, most: int) -> Callable[...
         def body(loop):
             done, state, history, _ = loop
             batch_key, loss_key = keys[done]
-            new_state, metrics = step(state, take(state.step, batch_key, data), loss_key)
+            new_state, metrics = step(state, source.take(state.step, batch_key, data), loss_key)
             state, good = settle(state, new_state, metrics)
             history = jax.tree.map(functools.partial(_set_index, done), history, metrics)
             return done + 1, state, history, good
 
         history = jax.tree.map(functools.partial(jnp.zeros, most), dtypes)
         start = jnp.zeros((), jnp.int32), state, history, jnp.array(True)
-        return lax.while_loop(go_on, body, start)
+        return gather(lax.while_loop(go_on, body, start), source.shardings)
 
     return run
+
+
+def _dtypes_of_metrics(step: Any, source: Batches, state: TrainState, key: PRNGKeyArray) -> Metrics:
+    def measure(state, key, data):
+        return step(state, source.take(state.step, key, data), key)[1]
+
+    return jax.tree.map(lambda leaf: leaf.dtype, jax.eval_shape(measure, state, key, source.data))
+
+
+def _extended(history: Metrics, more: Metrics, count: int) -> Metrics:
+    """Add the first `count` entries of the loop's history."""
+    pairs = zip(history, more, strict=True)
+    return Metrics(*(np.concatenate([old, np.asarray(new)[:count]]) for old, new in pairs))
 
 
 def _result(now: Snapshot) -> FitResult:

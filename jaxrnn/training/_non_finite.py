@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
+from jaxrnn.training._batches import Batches
 from jaxrnn.training._result import FitResult, NonFiniteError
 from jaxrnn.training._step import Metrics, TrainState, loss_and_gradient
 
@@ -37,9 +38,9 @@ def settle(
 def first_bad_leaf(
     loss: Callable[..., Any],
     step: Callable[[TrainState, PyTree, PRNGKeyArray], tuple[TrainState, Metrics]],
+    batches: Batches,
     state: TrainState,
-    batch: PyTree,
-    key: PRNGKeyArray,
+    keys: PRNGKeyArray,
 ) -> str:
     """Make a bad step once more, and say what in it went bad first.
 
@@ -47,13 +48,15 @@ def first_bad_leaf(
     """
 
     @jax.jit
-    def finite(state, batch, key):
-        (value, _), gradient = loss_and_gradient(loss)(state, batch, key)
-        new, metrics = step(state, batch, key)
+    def finite(state, keys, data):
+        batch_key, loss_key = keys
+        batch = batches.take(state.step, batch_key, data)
+        (value, _), gradient = loss_and_gradient(loss)(state, batch, loss_key)
+        new, metrics = step(state, batch, loss_key)
         return jax.tree.map(_all_finite, (value, gradient, metrics.gradient_norm, new.params))
 
     names = ("the loss", "the gradient of params", "the gradient's norm", "the update of params")
-    for name, part in zip(names, finite(state, batch, key), strict=True):
+    for name, part in zip(names, finite(state, keys, batches.data), strict=True):
         for path, leaf in jax.tree_util.tree_leaves_with_path(part):
             if not leaf:
                 return name + jax.tree_util.keystr(path)
