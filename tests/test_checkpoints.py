@@ -1,6 +1,5 @@
 """Checkpoints: a run that was ended anyhow goes on as if it never had been; others are refused."""
 
-import functools
 import multiprocessing
 import re
 import signal
@@ -22,16 +21,16 @@ KEY = jax.random.key(0)
 
 
 def square(params, batch, key):
-    return jnp.mean(jnp.square(params["kernel"] - batch + jax.random.normal(key)))
+    return jnp.mean(jnp.square(params["kernel"] - batch + jax.random.uniform(key)))
 
 
 def start(directory=None, **settings):
-    """Fit two numbers to noise for 8 steps, with a checkpoint after every second one."""
+    """Fit two numbers to noisy data for 8 steps, with a checkpoint after every second one."""
     arguments = {
         "loss": square,
         "params": {"kernel": jnp.array([1.0, -1.0])},
-        "optimizer": optax.adam(0.1),
-        "batches": functools.partial(jax.random.normal, shape=(2,)),
+        "optimizer": optax.sgd(0.1, momentum=0.9),
+        "batches": np.arange(6, dtype=np.float32).reshape(3, 2),
         "steps": 8,
         "key": KEY,
         "report_every": 3,
@@ -105,7 +104,7 @@ def test_everything_is_kept_whatever_its_kind(tmp_path):
         "loss": loss,
         "params": {"half": jnp.ones((), jnp.bfloat16), "none": jnp.zeros((0, 3), jnp.bfloat16)},
         "optimizer": optax.chain(optax.add_noise(0.1, 0.5, key=1), optax.sgd(0.1, momentum=0.9)),
-        "batches": {"x": jnp.arange(3, dtype=jnp.bfloat16)},
+        "batches": lambda key: {"x": jax.random.uniform(key, (), jnp.bfloat16)},
         "carry": {"key": KEY, "flag": np.array(True), "count": np.array(0, np.uint8)},
     }
     assert start(tmp_path, steps=4, **settings).losses.dtype == jnp.bfloat16
@@ -120,11 +119,9 @@ def test_as_many_are_kept_as_asked_for(tmp_path, undisturbed):
 
 def test_after_a_bad_step_training_can_go_on_otherwise(tmp_path):
     data = jnp.array([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0], [np.inf, 0.0]])
-    for _ in range(2):
-        with pytest.raises(jaxrnn.NonFiniteError, match="stopped at step 3") as caught:
-            start(tmp_path, batches=data)
-        assert folders(tmp_path) == ["00000002"]
-        assert caught.value.result.losses.shape == (4,)
+    with pytest.raises(jaxrnn.NonFiniteError, match="stopped at step 3"):
+        start(tmp_path, batches=data)
+    assert folders(tmp_path) == ["00000002"]
     result = start(tmp_path, batches=data.at[3].set(0.0))
     equal(result, start(batches=data.at[3].set(0.0)))
 
@@ -265,7 +262,7 @@ def other(tmp_path_factory):
         ),
         (
             {"optimizer": optax.sgd(0.1)},
-            "optimizer_state[0].count: got nothing, wanted int32[]",
+            "optimizer_state[0].trace['kernel']: got nothing, wanted float32[2]",
         ),
         (
             {
@@ -277,7 +274,8 @@ def other(tmp_path_factory):
         ({"key": jax.random.key(1)}, "key: got [0 1], wanted [0 0] as in the checkpoint "),
         ({"key": jax.random.key(0, impl="rbg")}, "key: got key<rbg>[], wanted key<fry>[]"),
         ({"key": jax.random.PRNGKey(0)}, "key: got uint32[2], wanted key<fry>[]"),
-        ({"batches": jnp.ones((3, 2))}, "batches: got int32[], wanted nothing"),
+        ({"batches": jax.random.normal}, "batches: got nothing, wanted int32[]"),
+        ({"batches": jnp.ones((4, 2))}, "batches: got 4, wanted 3 as in the checkpoint "),
         ({"steps": 5}, "steps: got 5, wanted 6 or more, as in the newest checkpoint"),
     ],
 )
@@ -286,12 +284,6 @@ def test_a_checkpoint_of_another_run_is_refused(other, change, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         start(other, **change)
     assert folders(other) == before
-
-
-def test_the_position_in_the_data_must_mean_the_same(tmp_path):
-    start(tmp_path, batches=jnp.ones((3, 2)), steps=2)
-    with pytest.raises(ValueError, match=r"^batches: got 4, wanted 3 as in the checkpoint"):
-        start(tmp_path, batches=jnp.ones((4, 2)))
 
 
 def test_checkpoints_without_orbax(tmp_path, monkeypatch):

@@ -47,7 +47,8 @@ def start(sharding, batches=None, *, size=4, **settings):
         return jnp.mean(jnp.square(carry + 0.1 * noise - batch["targets"])), carry
 
     if batches is None:
-        batches = jax.vmap(make)(jax.random.split(KEY, 3))
+        inputs = np.random.default_rng(0).random((3, 3, size), np.float32)
+        batches = {"inputs": inputs, "targets": inputs.sum(1)}
     arguments = {
         "steps": 5,
         "key": KEY,
@@ -98,6 +99,7 @@ def test_each_device_has_its_part_of_the_batch():
 
 
 @needs_devices
+@pytest.mark.slow
 def test_a_mesh_with_explicit_axes_will_do():
     explicit = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Explicit,))
     sharding = jax.tree.map(lambda of: NamedSharding(explicit, of.spec), by_leaf())
@@ -105,6 +107,7 @@ def test_a_mesh_with_explicit_axes_will_do():
 
 
 @needs_devices
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
     checkpoints = jaxrnn.Checkpoints(tmp_path, every=2)
     start(by_leaf(), steps=4, checkpoints=checkpoints)

@@ -336,8 +336,7 @@ def test_the_last_report_has_the_bad_step():
     equal(reports[-1][1], caught.value.result)
 
 
-@pytest.mark.parametrize("report_every", [1, 4, 100])
-@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize(("report_every", "clip_norm"), [(1, None), (4, 1.0), (100, None)])
 def test_steps_that_are_not_finite_can_be_skipped_and_counted(report_every, clip_norm):
     def leaky(params, carry, batch, key):
         carry = 0.5 * carry + batch

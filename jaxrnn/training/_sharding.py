@@ -4,6 +4,7 @@ Every function here takes the shardings of a batch's leaves, or None for trainin
 which case it changes nothing.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -65,8 +66,8 @@ def put_data(data: PyTree, shardings: PyTree | None) -> PyTree:
     """Put arrays whose first axis counts batches on the devices."""
     if shardings is None:
         return jax.tree.map(jnp.asarray, data)
-    return jax.device_put(
-        data, jax.tree.map(lambda part: _with_spec(part, None, *part.spec), shardings)
+    return jax.tree.map(
+        lambda leaf, part: _put(leaf, _with_spec(part, None, *part.spec)), data, shardings
     )
 
 
@@ -74,16 +75,7 @@ def put_everywhere(tree: PyTree, shardings: PyTree | None) -> PyTree:
     """Put a tree on each device."""
     if shardings is None:
         return tree
-    everywhere = _everywhere(shardings)
-
-    def put(leaf):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            impl = jax.random.key_impl(leaf)
-            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)), impl=impl)
-        # What one process has on its device goes to others' devices from NumPy alone.
-        return jax.device_put(np.asarray(leaf) if leaf.is_fully_addressable else leaf, everywhere)
-
-    return jax.tree.map(put, tree)
+    return jax.tree.map(functools.partial(_put, sharding=_everywhere(shardings)), tree)
 
 
 def divide(batch: PyTree, shardings: PyTree | None) -> PyTree:
@@ -96,6 +88,15 @@ def gather(tree: PyTree, shardings: PyTree | None) -> PyTree:
     if shardings is None:
         return tree
     return lax.with_sharding_constraint(tree, _everywhere(shardings))
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> Any:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _put(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    # What one process has on its device goes to those of others from NumPy alone.
+    ours = jax.process_count() > 1 and getattr(leaf, "is_fully_addressable", False)
+    return jax.device_put(np.asarray(leaf) if ours else leaf, sharding)
 
 
 def _is_named_sharding(part: Any) -> bool:
