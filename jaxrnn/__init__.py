@@ -2,15 +2,6 @@
 
 from jaxrnn import diagnostics, initializers, losses, regularizers, tasks
 from jaxrnn._cell import Cell, Gated
-from jaxrnn._training import (
-    FitResult,
-    Metrics,
-    NonFiniteError,
-    TrainState,
-    fit,
-    init_train_state,
-    train_step,
-)
 from jaxrnn._unroll import unroll
 from jaxrnn._unroll_loss import unroll_loss
 from jaxrnn.cells import (
@@ -38,11 +29,23 @@ from jaxrnn.layers import (
     rnn,
     serial,
 )
+from jaxrnn.training import (
+    Checkpoints,
+    FitResult,
+    Metrics,
+    NonFiniteError,
+    TrainState,
+    fit,
+    init_train_state,
+    metrics_writer,
+    train_step,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Cell",
+    "Checkpoints",
     "DenseParams",
     "ElmanParams",
     "ElmanState",
@@ -73,6 +76,7 @@ __all__ = [
     "initializers",
     "losses",
     "lstm",
+    "metrics_writer",
     "peephole_lstm",
     "regularizers",
     "residual",

@@ -22,7 +22,18 @@ def python(code, executable=sys.executable, cwd=None):
 
 
 def test_import_loads_nothing_heavy():
-    heavy = {"optax", "matplotlib", "tqdm", "sklearn", "torch", "keras", "flax", "haiku", "equinox"}
+    heavy = {
+        "optax",
+        "orbax",
+        "matplotlib",
+        "tqdm",
+        "sklearn",
+        "torch",
+        "keras",
+        "flax",
+        "haiku",
+        "equinox",
+    }
     loaded = python("import jaxrnn, sys; print(*sys.modules)", cwd=ROOT).split()
     assert not heavy & set(loaded)
 

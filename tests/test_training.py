@@ -1,13 +1,16 @@
 """Training: fit against plain loops; what it carries, clips, reports and refuses; learning."""
 
 import functools
+import re
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import lax
 
 import jaxrnn
 from tests.tolerances import FLOAT32, FLOAT64, x64
@@ -281,6 +284,123 @@ def test_a_gradient_that_is_not_finite_stops_training_with_the_carry_from_before
     assert np.isfinite(result.gradient_norms).tolist() == [True, True, False]
 
 
+class Leaves(NamedTuple):
+    """Parameters as a layer has them, to see how an error names a leaf."""
+
+    kernel: jax.Array
+    bias: jax.Array
+
+
+@pytest.mark.parametrize(
+    ("error", "learning_rate", "leaf"),
+    [
+        (lambda bias, kernel: bias + kernel + jnp.log(kernel - 1), 0.1, "the loss"),
+        # At 1 the root is finite and its slope is not.
+        (lambda bias, kernel: bias + jnp.sqrt(kernel - 1), 0.1, "the gradient of params[1].kernel"),
+        (lambda bias, kernel: 1e30 * (kernel + bias), 0.1, "the gradient's norm"),
+        (lambda bias, kernel: kernel + 1e10 * bias, 1e30, "the update of params[1].bias"),
+    ],
+)
+def test_a_bad_step_is_reported_with_the_first_leaf_that_went_bad(error, learning_rate, leaf):
+    def loss(params, batch, key):
+        _, (kernel, bias) = params
+        return lax.cond(batch > 0, error, lambda bias, _: 0 * bias, bias, kernel)
+
+    with pytest.raises(jaxrnn.NonFiniteError) as caught:
+        jaxrnn.fit(
+            loss,
+            (jnp.array(0.0), Leaves(jnp.array(1.0), jnp.array(1.0))),
+            optax.sgd(learning_rate),
+            jnp.array([0.0, 0.0, 1.0]),
+            steps=9,
+            key=KEY,
+            report_every=2,
+        )
+    assert caught.value.step == 2
+    assert caught.value.leaf == leaf
+    assert f"stopped at step 2: its loss is {caught.value.result.losses[-1]:.6g}" in str(
+        caught.value
+    )
+    assert f"The first to go bad was {leaf}. " in str(caught.value)
+
+
+def test_the_last_report_has_the_bad_step():
+    reports = []
+    with pytest.raises(jaxrnn.NonFiniteError) as caught:
+        fit_square(
+            jnp.array([0.0, 1.0, np.inf]),
+            report_every=2,
+            on_report=lambda *report: reports.append(report),
+        )
+    assert [number for number, _ in reports] == [2, 3]
+    equal(reports[-1][1], caught.value.result)
+
+
+@pytest.mark.parametrize(("report_every", "clip_norm"), [(1, None), (4, 1.0), (100, None)])
+def test_steps_that_are_not_finite_can_be_skipped_and_counted(report_every, clip_norm):
+    def leaky(params, carry, batch, key):
+        carry = 0.5 * carry + batch
+        return jnp.square(params - carry), carry
+
+    data = np.array([1.0, np.nan, 2.0, np.inf, np.nan, -1.0])
+    with x64():
+        result = jaxrnn.fit(
+            leaky,
+            np.array(0.7),
+            optax.apply_if_finite(optax.sgd(0.1, momentum=0.9), max_consecutive_errors=2),
+            data,
+            steps=12,
+            key=KEY,
+            carry=np.array(0.25),
+            clip_norm=clip_norm,
+            report_every=report_every,
+        )
+    params, carry, momentum, losses = 0.7, 0.25, 0.0, []
+    for number in range(12):
+        x = data[number % 6]
+        if np.isfinite(x):
+            carry = 0.5 * carry + x
+            gradient = 2 * (params - carry)
+            losses.append((params - carry) ** 2)
+            momentum = 0.9 * momentum + gradient * min(1, (clip_norm or np.inf) / abs(gradient))
+            params -= 0.1 * momentum
+    good = np.isfinite(np.tile(data, 2))
+    assert result.skipped == 6
+    np.testing.assert_array_equal(np.isfinite(result.losses), good)
+    np.testing.assert_allclose(result.losses[good], losses, **FLOAT64)
+    np.testing.assert_allclose(result.params, params, **FLOAT64)
+    np.testing.assert_allclose(result.carry, carry, **FLOAT64)
+
+
+def test_skipping_ends_where_optax_gives_up():
+    optimizer = optax.chain(optax.apply_if_finite(optax.sgd(0.1), max_consecutive_errors=1))
+    data = jnp.array([1.0, np.nan, 2.0, np.nan, np.nan, 3.0])
+    with pytest.raises(jaxrnn.NonFiniteError, match="stopped at step 4") as caught:
+        jaxrnn.fit(square, jnp.array(0.5), optimizer, data, steps=6, key=KEY)
+    good = jaxrnn.fit(square, jnp.array(0.5), optimizer, data, steps=4, key=KEY)
+    equal(caught.value.result.params, good.params)
+    assert good.skipped == 2
+    assert caught.value.leaf == "the loss"
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize(
+    "error",
+    [
+        # A loss that is not finite with a gradient that is; and one whose norm overflows.
+        lambda params, batch, key: jnp.where(batch > 0, np.inf, 0.0) + params.sum(),
+        lambda params, batch, key: jnp.where(batch > 0, 1e30, 1.0) * params.sum(),
+    ],
+)
+def test_whatever_stops_training_is_skipped(error, clip_norm):
+    optimizer = optax.apply_if_finite(optax.sgd(0.1), max_consecutive_errors=1)
+    data = jnp.array([0.0, 1.0, 0.0])
+    result = jaxrnn.fit(error, jnp.ones(2), optimizer, data, steps=3, key=KEY, clip_norm=clip_norm)
+    assert result.skipped == result.optimizer_state.total_notfinite == 1
+    length = clip_norm or np.sqrt(2)
+    np.testing.assert_allclose(result.params, [1 - 0.2 * length / np.sqrt(2)] * 2, **FLOAT32)
+
+
 # Reports and progress ---------------------------------------------------------------------------
 
 
@@ -317,7 +437,11 @@ def test_an_error_in_on_report_comes_out():
 def test_progress_is_shown_on_request_alone(capsys):
     for progress, shown in ((True, True), (False, False), (None, False)):  # no terminal here
         fit_square(jnp.zeros(1), progress=progress)
-        assert ("6/6" in capsys.readouterr().err) == shown
+        text = capsys.readouterr().err
+        assert bool(text) == shown
+    fit_square(jnp.ones(1), progress=True)
+    # Steps done of all, time spent and left, steps per second, and the last loss.
+    assert re.search(r"6/6 \[\S+<\S+ \d+\S*step/s, loss=\d", capsys.readouterr().err)
 
 
 def test_progress_without_tqdm(monkeypatch):

@@ -1,0 +1,235 @@
+"""Checkpoints of training: whole or not at all, and never taken for those of another run.
+
+A checkpoint is a folder named by its step. Orbax writes the leaves; what they are comes beside
+them, and last, in one stroke, the digests of all these files. So a checkpoint with no digests was
+cut off, and one with other digests is damaged.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import PRNGKeyArray
+
+from jaxrnn import _check
+from jaxrnn.training._step import Metrics, TrainState
+
+_LEAVES, _NAMES, _DIGESTS = "leaves", "leaves.json", "SHA256SUMS"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """Where `fit` writes checkpoints, to go on from the newest whole one when it is called again.
+
+    A run that was killed, at any moment, and started again in the same way returns to the last bit
+    what it would have returned. A checkpoint that is damaged, or whose writing was cut off, is
+    passed over with a warning; one of another run is an error that names what is different. It
+    needs Orbax: `pip install "jaxrnn[checkpoints]"`.
+
+    With several processes the first writes, and all read, so the directory must be one that they
+    share. A run may go on with another number of devices or processes; then it is the same up to
+    rounding.
+
+    Args:
+        directory: where to write, a folder for each checkpoint. `sha256sum -c SHA256SUMS` checks
+            one.
+        every: how many steps lie between checkpoints. There is another after the last step.
+        keep: how many whole checkpoints stay; older ones are removed. With 2 there is one to go
+            back to if the newest gets damaged.
+
+    Raises:
+        TypeError: if the directory is no path, or a number no integer.
+        ValueError: if a number is below 1.
+
+    Example:
+        >>> import jaxrnn
+        >>> jaxrnn.Checkpoints("runs/first", every=500)
+        Checkpoints(directory='runs/first', every=500, keep=2)
+    """
+
+    directory: str | os.PathLike[str]
+    every: int = 1000
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.directory, str | os.PathLike):
+            raise TypeError(f"directory: got {_check.describe(self.directory)}, wanted a path")
+        _check.size("every", self.every)
+        _check.size("keep", self.keep)
+
+
+class Snapshot(NamedTuple):
+    """All that a run goes on from, and that says which run it is: what a checkpoint holds."""
+
+    key: PRNGKeyArray
+    batches: np.ndarray | None
+    state: TrainState
+    history: Metrics
+
+
+def save(checkpoints: Checkpoints, snapshot: Snapshot) -> None:
+    """Write a checkpoint, and remove those that are no longer wanted."""
+    leaves = _named_leaves(snapshot)
+    # Orbax writes no empty arrays, which hold nothing anyway.
+    arrays = {name: _as_numpy(leaf) for name, leaf in leaves.items() if leaf.size}
+    if jax.process_index() == 0:
+        directory, step = Path(checkpoints.directory).absolute(), int(snapshot.state.step)
+        _write(directory / f"{step:08d}", arrays, _described(leaves))
+        # What is further on than this run was passed over by it; what has no digests was cut off.
+        whole = [
+            folder
+            for folder in _folders(directory)
+            if int(folder.name) <= step and (folder / _DIGESTS).exists()
+        ]
+        for folder in set(_folders(directory)) - set(whole[-checkpoints.keep :]):
+            _remove(folder)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("jaxrnn: a checkpoint is written")
+
+
+def restore(checkpoints: Checkpoints, start: Snapshot) -> Snapshot:
+    """Return the newest whole checkpoint, and `start` if there is none.
+
+    Args:
+        checkpoints: where they are.
+        start: the run's own first snapshot.
+
+    Returns:
+        The snapshot to go on from.
+
+    Raises:
+        ValueError: if the newest whole checkpoint is of another run.
+    """
+    _orbax_checkpointer().close()  # to learn now, not after many steps, that it is not installed
+    found = start
+    for folder in reversed(_folders(Path(checkpoints.directory).absolute())):
+        damage = _damage(folder)
+        if damage is None:
+            found = _load(folder, start)
+            break
+        warnings.warn(f"checkpoint {folder} is passed over: {damage}", stacklevel=3)
+    if jax.process_count() > 1:
+        multihost_utils.assert_equal(
+            found.state.step,
+            f"checkpoints: got other ones in other processes, wanted {checkpoints.directory} to be "
+            "a directory that they share",
+        )
+    return found
+
+
+def _orbax_checkpointer() -> Any:
+    """Return Orbax's plain checkpointer, which waits for nobody: one process writes, each reads."""
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError:
+        raise ImportError('checkpoints needs Orbax: pip install "jaxrnn[checkpoints]"') from None
+    alone = jax.process_index()
+    return ocp.Checkpointer(
+        ocp.StandardCheckpointHandler(),
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=alone, active_processes={alone}, barrier_sync_key_prefix=f"jaxrnn{alone}"
+        ),
+    )
+
+
+def _write(folder: Path, arrays: dict[str, np.ndarray], described: dict[str, str]) -> None:
+    _remove(folder)
+    folder.mkdir(parents=True)
+    with _orbax_checkpointer() as orbax:
+        orbax.save(folder / _LEAVES, arrays)
+    (folder / _NAMES).write_text(json.dumps(described, indent=1))
+    unfinished = folder / f"{_DIGESTS}.unfinished"
+    lines = (f"{digest}  {name}\n" for name, digest in sorted(_digests(folder).items()))
+    unfinished.write_text("".join(lines))
+    unfinished.replace(folder / _DIGESTS)
+
+
+def _load(folder: Path, start: Snapshot) -> Snapshot:
+    """Load a whole checkpoint, if it is one of the run that `start` is the start of."""
+    so_far = (int(folder.name),)
+    history = (jax.ShapeDtypeStruct(so_far, leaf.dtype) for leaf in start.history)
+    wanted = _named_leaves(start._replace(history=Metrics(*history)))
+    ours, theirs = _described(wanted), json.loads((folder / _NAMES).read_text())
+    for name in [*ours, *theirs]:
+        got, want = ours.get(name, "nothing"), theirs.get(name, "nothing")
+        if got != want:
+            raise ValueError(f"{name}: got {got}, wanted {want} as in the checkpoint {folder}")
+    with _orbax_checkpointer() as orbax:
+        arrays = orbax.restore(folder / _LEAVES)
+    for name in ("key", "batches"):
+        if name in wanted and not np.array_equal(_as_numpy(wanted[name]), arrays[name]):
+            raise ValueError(
+                f"{name}: got {_as_numpy(wanted[name])}, wanted {arrays[name]} as in the "
+                f"checkpoint {folder}"
+            )
+    leaves = [_like(leaf, arrays[name]) if leaf.size else leaf for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(start), leaves)
+
+
+def _damage(folder: Path) -> str | None:
+    """Say why a checkpoint isn't whole, or None if it is."""
+    if not (folder / _DIGESTS).exists():
+        return "its writing was cut off"
+    lines = (folder / _DIGESTS).read_text(errors="replace").splitlines()
+    wanted = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    got = _digests(folder)
+    damaged = sorted(name for name in {*got, *wanted} if got.get(name) != wanted.get(name))
+    return f"its file {damaged[0]!r} is damaged" if damaged else None
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a checkpoint but that of the digests."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if not path.name.startswith(_DIGESTS)
+    }
+
+
+def _folders(directory: Path) -> list[Path]:
+    """Return the folders of checkpoints, whole or not, the newest last."""
+    folders = directory.iterdir() if directory.exists() else ()
+    return sorted(
+        (folder for folder in folders if folder.name.isdecimal()), key=lambda path: int(path.name)
+    )
+
+
+def _remove(folder: Path) -> None:
+    # The digests first, so that what is left of a removal that was cut off is not called damaged.
+    (folder / _DIGESTS).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _named_leaves(snapshot: Snapshot) -> dict[str, Any]:
+    """Return the leaves by name, such as params['kernel']."""
+    leaves = jax.tree_util.tree_leaves_with_path(snapshot)
+    names = (jax.tree_util.keystr(path) for path, _ in leaves)
+    names = (name.removeprefix(".state").removeprefix(".history")[1:] for name in names)
+    return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
+
+
+def _described(leaves: dict[str, Any]) -> dict[str, str]:
+    return {name: _check.describe(leaf) for name, leaf in leaves.items()}
+
+
+def _as_numpy(leaf: Any) -> np.ndarray:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
+
+
+def _like(wanted: Any, array: np.ndarray) -> Any:
+    """Return what `_as_numpy` made an array of: a key, an array of JAX, or one of NumPy."""
+    if jnp.issubdtype(wanted.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(wanted))
+    return jnp.asarray(array) if isinstance(wanted, jax.Array) else array

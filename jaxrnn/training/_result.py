@@ -1,0 +1,38 @@
+"""What training returns, and what it raises where there is nothing good to return."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, PyTree
+
+
+class FitResult(NamedTuple):
+    """What `fit` returns: the trained parameters, and each step's loss and global gradient norm."""
+
+    params: PyTree
+    optimizer_state: PyTree
+    carry: PyTree
+    losses: Float[np.ndarray, "steps"]
+    gradient_norms: Float[np.ndarray, "steps"]
+
+    @property
+    def skipped(self) -> int:
+        """How many steps changed nothing, since their loss or gradient was not finite."""
+        return int(np.sum(~(np.isfinite(self.losses) & np.isfinite(self.gradient_norms))))
+
+
+class NonFiniteError(FloatingPointError):
+    """Raised by `fit` when a loss or gradient is no longer finite.
+
+    Attributes:
+        result: a `FitResult` with the last good parameters, and the history with the bad step last.
+        step: the number of the bad step, from 0.
+        leaf: what went bad first: "the loss", "the gradient of params['kernel']", "the gradient's
+            norm" or "the update of params['kernel']".
+    """
+
+    def __init__(self, message: str, result: FitResult, step: int, leaf: str):
+        super().__init__(message)
+        self.result = result
+        self.step = step
+        self.leaf = leaf

@@ -1,0 +1,138 @@
+"""One training step with optax, as a pure function."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from jaxrnn import _check
+
+if TYPE_CHECKING:
+    import optax
+
+
+class TrainState(NamedTuple):
+    """Everything that training carries from one step to the next."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    optimizer_state: PyTree
+    carry: PyTree = None
+
+
+class Metrics(NamedTuple):
+    """What one training step measured, before its update."""
+
+    loss: Float[Any, ""]
+    gradient_norm: Float[Any, ""]
+
+
+def train_step(
+    loss: Callable[..., Any],
+    optimizer: "optax.GradientTransformation",
+    *,
+    clip_norm: float | None = None,
+) -> Callable[[TrainState, PyTree, PRNGKeyArray], tuple[TrainState, Metrics]]:
+    """Make the jitted function that makes one training step.
+
+        gradient = d loss / d params,  scaled down to a norm of clip_norm if it is longer
+        params = params + optimizer(gradient)
+
+    It is a pure function of `(train_state, batch, key)`: scan it, or `vmap` it over seeds.
+
+    Args:
+        loss: `(params, batch, key) -> scalar`, or with a carry in the train state
+            `(params, carry, batch, key) -> (scalar, carry)`. A carry, such as a recurrent state,
+            passes from step to step, and no gradient passes through it.
+        optimizer: an optax optimizer. If the loss or the gradient's norm is not finite, it is given
+            a gradient of NaN, which `optax.apply_if_finite` refuses.
+        clip_norm: the longest global gradient norm let through; None for any.
+
+    Returns:
+        A jitted function `(train_state, batch, key) -> (train_state, metrics)`; the first train
+        state comes from `init_train_state`.
+
+    Raises:
+        TypeError: if a setting is of the wrong kind; in a step, if the loss returns no scalar, or
+            a carry unlike the one it was given.
+        ValueError: if `clip_norm` is not above 0; in a step, if the carry's shape changes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn, optax
+        >>> optimizer = optax.sgd(0.5)
+        >>> step = jaxrnn.train_step(lambda params, batch, key: (params - batch) ** 2, optimizer)
+        >>> state = jaxrnn.init_train_state(jnp.array(1.0), optimizer)
+        >>> state, metrics = step(state, jnp.array(3.0), jax.random.key(0))
+        >>> float(state.params), float(metrics.loss), float(metrics.gradient_norm)
+        (3.0, 4.0, 4.0)
+    """
+    return jax.jit(_train_step(loss, optimizer, clip_norm))
+
+
+def init_train_state(
+    params: PyTree, optimizer: "optax.GradientTransformation", *, carry: PyTree = None
+) -> TrainState:
+    """Make the train state before the first step.
+
+    Args:
+        params: the parameters to begin with.
+        optimizer: the optimizer that will train them.
+        carry: what the loss carries from step to step; None if nothing.
+
+    Returns:
+        The train state, at step 0.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn, optax
+        >>> int(jaxrnn.init_train_state(jnp.zeros(3), optax.adam(1e-3)).step)
+        0
+    """
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry)
+
+
+def _train_step(loss, optimizer, clip_norm):
+    import optax
+
+    _check.function("loss", loss)
+    if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
+        raise TypeError(f"optimizer: got {_check.describe(optimizer)}, wanted one of optax's")
+    if clip_norm is not None and _check.real("clip_norm", clip_norm, low=0.0) == 0.0:
+        raise ValueError("clip_norm: got 0, wanted more: nothing would be learnt")
+
+    slope = loss_and_gradient(loss)
+
+    def step(state: TrainState, batch: PyTree, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
+        (value, carry), gradient = slope(state, batch, key)
+        norm = optax.tree.norm(gradient)
+        limit = 1.0
+        if clip_norm is not None:
+            limit = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
+        # A gradient clipped by an infinite norm would be zero, and a bad step pass for a good one.
+        scale = jnp.where(jnp.isfinite(value) & jnp.isfinite(norm), limit, jnp.nan)
+        gradient = jax.tree.map(lambda leaf: (leaf * scale).astype(leaf.dtype), gradient)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, optimizer_state, carry), Metrics(value, norm)
+
+    return step
+
+
+def loss_and_gradient(
+    loss: Callable[..., Any],
+) -> Callable[[TrainState, PyTree, PRNGKeyArray], tuple[tuple[Array, PyTree], PyTree]]:
+    """Make `(train_state, batch, key) -> (loss, carry), gradient`, carry None if there is none."""
+
+    def loss_and_carry(params, carry, batch, key):
+        if carry is None:
+            return _check.scalar("loss", loss(params, batch, key)), None
+        returned = loss(params, carry, batch, key)
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise TypeError(f"loss: returned {_check.describe(returned)}, wanted (scalar, carry)")
+        value, new_carry = returned
+        _check.tree("carry", new_carry, carry, "like the one that the loss was given")
+        return _check.scalar("loss", value), new_carry
+
+    gradient = jax.value_and_grad(loss_and_carry, has_aux=True)
+    return lambda state, batch, key: gradient(state.params, state.carry, batch, key)
