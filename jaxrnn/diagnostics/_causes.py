@@ -227,7 +227,7 @@ def _by_step(cell, params, state, inputs, measure):
 
     def body(state, inputs):
         projected = structure.project(params, inputs)
-        recurrent = structure.recur(params, state)
+        recurrent = structure.product(params, state, projected)
 
         def activate(state, recurrent):
             return structure.activate(params, state, projected, recurrent)[0]

@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, Gated
+from jaxrnn._jaxpr import leaves_read
 from jaxrnn.engines._chunks import nearby_divisor, scan_chunks, scan_distinct
 from jaxrnn.engines._engine import Engine, checked_chunk, leading_shape
 from jaxrnn.engines._linear import linear_with_transpose
@@ -139,7 +140,7 @@ def hoisted_where_it_can(cell: Cell) -> Engine:
 def chunk_length(gated: Gated, params: Any, state: Any, inputs: Any) -> int:
     """Return how many steps a chunk should have for such arguments."""
     projected = jax.eval_shape(gated.project, params, _first(inputs))
-    recurrent = jax.eval_shape(gated.recur, params, state)
+    recurrent = jax.eval_shape(gated.product, params, state, projected)
     leaves = jax.tree.leaves((projected, recurrent, recurrent))
     step = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     target = _WORKING_SET.get(jax.default_backend(), _WORKING_SET_OF_ACCELERATORS) // max(step, 1)
@@ -164,7 +165,7 @@ def _forward(options: _Options, params: Any, state: Any, inputs: Any) -> tuple[A
 
     def run_chunk(state, _, inputs):
         def body(state, projected):
-            recurrent = gated.recur(params, state)
+            recurrent = gated.product(params, state, projected)
             state, output = gated.activate(params, state, projected, recurrent)
             return state, (output, state)
 
@@ -195,8 +196,9 @@ def _backward(
             params,
             inputs,
         )
+        exposed = gated.exposed(previous, projected)
         recurrent, through_recur = jax.vjp(
-            lambda params: _merged(functools.partial(gated.recur, params), previous, axes), params
+            lambda params: _merged(functools.partial(gated.recur, params), exposed, axes), params
         )
 
         def body(carry, step):
@@ -206,8 +208,12 @@ def _backward(
                 d_state = _add(d_state, d_kept)
             _, through_activate = jax.vjp(gated.activate, params, previous, projected, recurrent)
             d_here, d_state, d_projected, d_recurrent = through_activate((d_state, d_output))
-            _, back_to_state = jax.vjp(lambda state: gated.recur(params, state), previous)
-            d_state = _add(d_state, *back_to_state(d_recurrent))
+            d_previous, d_exposing = _through_product(
+                gated, params, previous, projected, d_recurrent
+            )
+            d_state = _add(d_state, d_previous)
+            if d_exposing is not None:
+                d_projected = _add(d_projected, d_exposing)
             return (d_state, _add(d_used, _pick(used, d_here))), (d_projected, d_recurrent)
 
         zeros = jax.tree.map(jnp.zeros_like, _pick(used, params))
@@ -231,6 +237,17 @@ def _backward(
         reverse=not reverse,
     )
     return d_params, d_state, d_inputs
+
+
+def _through_product(
+    gated: Gated, params: Any, state: Any, projected: Any, d_recurrent: Any
+) -> tuple[Any, Any]:
+    """Return the cotangents of state and of projected, None where the product can't see that."""
+    if gated.expose is None:
+        _, back = jax.vjp(lambda state: gated.recur(params, state), state)
+        return *back(d_recurrent), None
+    _, back = jax.vjp(functools.partial(gated.product, params), state, projected)
+    return back(d_recurrent)
 
 
 def _entering(state: PyTree, states: PyTree, chunk: int, *, reverse: bool) -> PyTree:
@@ -270,12 +287,9 @@ def _merged(function: Callable[[PyTree], PyTree], tree: PyTree, axes: int) -> Py
 def _params_that_activate_uses(gated: Gated, params: Any, state: Any, inputs: Any) -> list[int]:
     """Return which leaves of params `activate` reads: for most cells none, for peepholes some."""
     projected = jax.eval_shape(gated.project, params, _first(inputs))
-    recurrent = jax.eval_shape(gated.recur, params, state)
-    jaxpr = jax.make_jaxpr(gated.activate)(params, state, projected, recurrent).jaxpr
-    read = {id(atom) for equation in jaxpr.eqns for atom in equation.invars}
-    read |= {id(atom) for atom in jaxpr.outvars}
-    count = len(jax.tree.leaves(params))
-    return [number for number in range(count) if id(jaxpr.invars[number]) in read]
+    recurrent = jax.eval_shape(gated.product, params, state, projected)
+    of_params, *_ = leaves_read(gated.activate, params, state, projected, recurrent)
+    return [number for number, read in enumerate(jax.tree.leaves(of_params)) if read]
 
 
 def _first(inputs: PyTree) -> PyTree:
