@@ -46,10 +46,11 @@ def peephole(hidden_size):
     )
 
 
-MAKERS = [*[(row.name, row.make) for row in CELLS], ("peephole", peephole)]
+MAKERS = [(row.name, row.make) for row in CELLS if not row.wrapped] + [("peephole", peephole)]
+WRAPPED = [(row.name, row.make) for row in CELLS if row.wrapped]
 
 
-def pairs(fast, *engines):
+def pairs(fast, *engines, makers=MAKERS):
     """Return every cell with every engine that runs it, or with those named.
 
     All but the pairs named as fast run with the slow tests: each compiles for a second or more.
@@ -61,7 +62,7 @@ def pairs(fast, *engines):
             id=f"{name}-{row.name}",
             marks=[] if f"{name}-{row.name}" in fast.split() else [pytest.mark.slow],
         )
-        for name, make in MAKERS
+        for name, make in makers
         for row in ENGINES
         if row.runs(make(H)) and row.name in (engines or [row.name])
     ]
@@ -93,7 +94,9 @@ def compare(cell, engine, derivative, *arguments, **options):
     pairs(
         "elman-hoisted lstm-hoisted gru-hoisted peephole-hoisted lstm-scan(3) gru-hoisted(2) "
         "gru_reset_before-checkpointed(2) lstm-sharded"
-    ),
+    )
+    # Wrapped cells run on every engine where they train, in tests/test_wrappers.py.
+    + pairs("", "hoisted(2)", makers=WRAPPED),
 )
 @pytest.mark.parametrize("options", [{}, {"reverse": True, "return_states": True}], ids=str)
 def test_values_and_gradients(cell, engine, options):
