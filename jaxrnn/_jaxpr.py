@@ -1,9 +1,10 @@
 """What can be learned of a function from its jaxpr."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.extend import core as jex_core
 from jaxtyping import PyTree
 
 
@@ -17,3 +18,16 @@ def leaves_read(function: Callable[..., Any], *arguments: PyTree) -> tuple[PyTre
     read |= {id(atom) for atom in jaxpr.outvars}
     answers = [id(variable) in read for variable in jaxpr.invars]
     return jax.tree.unflatten(jax.tree.structure(arguments), answers)
+
+
+def primitives(function: Callable[..., Any], *arguments: PyTree) -> set[str]:
+    """Return the names of all the primitives that a function calls, in calls within calls too."""
+
+    def of_jaxpr(jaxpr: Any) -> Iterator[str]:
+        for equation in jaxpr.eqns:
+            yield equation.primitive.name
+            for value in jax.tree.leaves(list(equation.params.values())):
+                if isinstance(value, jex_core.Jaxpr | jex_core.ClosedJaxpr):
+                    yield from of_jaxpr(getattr(value, "jaxpr", value))
+
+    return set(of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr))

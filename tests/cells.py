@@ -125,9 +125,9 @@ def numpy_layer_norm_gru(params, state, x):
     return (h,), h
 
 
-def numpy_projection_lstm(params, state, x):
-    (h, c), _ = numpy_lstm(params.cell, state, x)
-    return (h @ params.projection, c), h @ params.projection
+def numpy_projection_elman(params, state, x):
+    _, h = numpy_elman(np.tanh)(params.cell, state, x)
+    return (h @ params.projection,), h @ params.projection
 
 
 def numpy_learned_elman(params, state, x):
@@ -175,11 +175,9 @@ CELLS = [
         numpy_gru_reset_before,
     ),
     Row(
-        "zoneout_recurrent_dropout_lstm",
-        lambda size: jaxrnn.zoneout(
-            jaxrnn.recurrent_dropout(jaxrnn.lstm(size), 0.3), jaxrnn.LSTMState(0.1, 0.4)
-        ),
-        numpy_zoneout(numpy_lstm, 0.1, 0.4),
+        "zoneout_recurrent_dropout_elman",
+        lambda size: jaxrnn.zoneout(jaxrnn.recurrent_dropout(jaxrnn.elman(size), 0.3), 0.4),
+        numpy_zoneout(numpy_elman(np.tanh), 0.4),
         wrapped=True,
     ),
     Row(
@@ -197,9 +195,9 @@ CELLS = [
         wrapped=True,
     ),
     Row(
-        "projection_lstm",
-        lambda size: jaxrnn.projection(jaxrnn.lstm(size), size),
-        numpy_projection_lstm,
+        "projection_elman",
+        lambda size: jaxrnn.projection(jaxrnn.elman(size), size),
+        numpy_projection_elman,
         wrapped=True,
     ),
     Row(

@@ -11,7 +11,7 @@ import pytest
 
 import jaxrnn
 from jaxrnn.engines._chunks import nearby_divisor
-from tests.cells import CELLS, problem, randomised
+from tests.cells import CELLS, innermost, problem, randomised
 from tests.engines import ENGINES
 from tests.tolerances import FLOAT64, x64
 
@@ -328,15 +328,27 @@ def equations(jaxpr):
                 yield from equations(called)
 
 
-def test_hoisted_leaves_no_weight_gradient_in_the_loop():
+@pytest.mark.parametrize(
+    "cell",
+    [
+        jaxrnn.lstm(H),
+        pytest.param(
+            jaxrnn.zoneout(jaxrnn.recurrent_dropout(jaxrnn.layer_norm(jaxrnn.lstm(H)), 0.2), 0.1),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_hoisted_leaves_no_weight_gradient_in_the_loop(cell):
     """In a loop of `scan` products make arrays of the weights' size; in one of `hoisted` none."""
-    cell = jaxrnn.lstm(H)
-    arguments = problem(cell)
-    weights = {arguments[0].kernel.size, arguments[0].recurrent_kernel.size}
+    arguments = problem(cell, batch=(5,), features=2)
+    params = innermost(arguments[0])
+    weights = {params.kernel.size, params.recurrent_kernel.size}
+
+    key = jax.random.key(3)
 
     def weight_gradients_in_loops(engine):
         def loss(*arguments):
-            return flat(jaxrnn.unroll(cell, *arguments, engine=engine)).sum()
+            return flat(jaxrnn.unroll(cell, *arguments, engine=engine, key=key)).sum()
 
         jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arguments)
         loops = [e.params["jaxpr"] for e in equations(jaxpr) if e.primitive.name == "scan"]
