@@ -4,7 +4,11 @@ In evaluation they are rows of the table of cells, and tested wherever cells are
 """
 
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -675,10 +679,9 @@ def test_compute_dtype_of_layers_and_losses():
             call()
 
 
-@pytest.mark.slow
-def test_the_adding_problem_trains_in_mixed_precision():
+def train_adding():
     model = jaxrnn.serial(
-        jaxrnn.rnn(jaxrnn.lstm(64), return_sequences=False, compute_dtype=jnp.bfloat16),
+        jaxrnn.rnn(jaxrnn.gru(32), return_sequences=False, compute_dtype=jnp.bfloat16),
         jaxrnn.dense(1),
     )
 
@@ -688,13 +691,29 @@ def test_the_adding_problem_trains_in_mixed_precision():
         return jaxrnn.losses.squared_error(predictions, targets)
 
     def batches(key):
-        return jaxrnn.tasks.adding(key, batch_size=64, length=100)
+        return jaxrnn.tasks.adding(key, batch_size=32, length=100)
 
     params = model.init(jax.random.key(0), 2)
-    result = jaxrnn.fit(loss, params, optax.adam(3e-3), batches, steps=2000, key=KEY, clip_norm=1.0)
+    result = jaxrnn.fit(
+        loss, params, optax.adam(1e-2), batches, steps=500, key=jax.random.key(1), clip_norm=1.0
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves(result.params)} == {np.dtype("float32")}
-    # To guess costs 1/6.
-    assert result.losses[-50:].mean() < jaxrnn.tasks.ADDING_CHANCE / 5
+    assert result.losses[-50:].mean() < jaxrnn.tasks.ADDING_CHANCE / 10
+
+
+@pytest.mark.slow
+def test_the_adding_problem_trains_in_mixed_precision():
+    # On CPU XLA leaves out roundings that come right before a product, unless told not to.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_allow_excess_precision=false"
+    run = subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import train_adding; train_adding()"],
+        env={**os.environ, "XLA_FLAGS": flags},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
 
 
 # Bad input --------------------------------------------------------------------------------------
