@@ -184,7 +184,7 @@ def _backward(
     gated, chunk, reverse = options.gated, options.chunk, options.reverse
     params, state, inputs = primals
     d_final, d_outputs, d_states = cotangents
-    used = _params_that_activate_uses(gated, params, state, inputs)
+    used, exposes = _uses(gated, params, state, inputs)
     axes = len(leading_shape(inputs))  # time and batch: all that a product sums over
 
     def run_chunk(carry, entering, of_steps):
@@ -208,12 +208,16 @@ def _backward(
                 d_state = _add(d_state, d_kept)
             _, through_activate = jax.vjp(gated.activate, params, previous, projected, recurrent)
             d_here, d_state, d_projected, d_recurrent = through_activate((d_state, d_output))
-            d_previous, d_exposing = _through_product(
-                gated, params, previous, projected, d_recurrent
+            _, through_product = jax.vjp(
+                lambda state, exposing: gated.product(
+                    params, state, _put_at(exposes, projected, exposing)
+                ),
+                previous,
+                _pick(exposes, projected),
             )
+            d_previous, d_exposing = through_product(d_recurrent)
             d_state = _add(d_state, d_previous)
-            if d_exposing is not None:
-                d_projected = _add(d_projected, d_exposing)
+            d_projected = _add_at(exposes, d_projected, d_exposing)
             return (d_state, _add(d_used, _pick(used, d_here))), (d_projected, d_recurrent)
 
         zeros = jax.tree.map(jnp.zeros_like, _pick(used, params))
@@ -237,17 +241,6 @@ def _backward(
         reverse=not reverse,
     )
     return d_params, d_state, d_inputs
-
-
-def _through_product(
-    gated: Gated, params: Any, state: Any, projected: Any, d_recurrent: Any
-) -> tuple[Any, Any]:
-    """Return the cotangents of state and of projected, None where the product can't see that."""
-    if gated.expose is None:
-        _, back = jax.vjp(lambda state: gated.recur(params, state), state)
-        return *back(d_recurrent), None
-    _, back = jax.vjp(functools.partial(gated.product, params), state, projected)
-    return back(d_recurrent)
 
 
 def _entering(state: PyTree, states: PyTree, chunk: int, *, reverse: bool) -> PyTree:
@@ -284,17 +277,25 @@ def _merged(function: Callable[[PyTree], PyTree], tree: PyTree, axes: int) -> Py
     return jax.tree.map(lambda leaf: leaf.reshape(*leading, *leaf.shape[1:]), function(merged))
 
 
-def _params_that_activate_uses(gated: Gated, params: Any, state: Any, inputs: Any) -> list[int]:
-    """Return which leaves of params `activate` reads: for most cells none, for peepholes some."""
+def _uses(gated: Gated, params: Any, state: Any, inputs: Any) -> tuple[list[int], list[int]]:
+    """Return which leaves of params `activate` reads, and which of `projected` the product sees.
+
+    For most cells none: the former is for peepholes and the like, the latter for dropout's masks.
+    """
     projected = jax.eval_shape(gated.project, params, _first(inputs))
     recurrent = jax.eval_shape(gated.product, params, state, projected)
     of_params, *_ = leaves_read(gated.activate, params, state, projected, recurrent)
-    return [number for number, read in enumerate(jax.tree.leaves(of_params)) if read]
+    _, of_projected = leaves_read(gated.exposed, state, projected)
+    return _places(of_params), _places(of_projected)
 
 
 def _first(inputs: PyTree) -> PyTree:
     """Return the shape and dtype of one step's inputs."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
+
+
+def _places(flags: PyTree) -> list[int]:
+    return [number for number, flag in enumerate(jax.tree.leaves(flags)) if flag]
 
 
 def _pick(numbers: list[int], tree: PyTree) -> list[Any]:
@@ -306,8 +307,12 @@ def _add(left: PyTree, right: PyTree) -> PyTree:
     return jax.tree.map(jnp.add, left, right)
 
 
-def _add_at(numbers: list[int], tree: PyTree, extra: list[Any]) -> PyTree:
+def _put_at(numbers: list[int], tree: PyTree, new: list[Any]) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
-    for number, more in zip(numbers, extra, strict=True):
-        leaves[number] = leaves[number] + more
+    for number, leaf in zip(numbers, new, strict=True):
+        leaves[number] = leaf
     return structure.unflatten(leaves)
+
+
+def _add_at(numbers: list[int], tree: PyTree, extra: list[Any]) -> PyTree:
+    return _put_at(numbers, tree, _add(_pick(numbers, tree), extra))
