@@ -278,8 +278,9 @@ class Cell(Generic[Params, State]):
         """
         _check.array("inputs", inputs, min_ndim=1, axes="(*batch, features)")
         state = self.checked_state(params, state, inputs, batch_shape=inputs.shape[:-1])
-        noise = self.noise(inputs[None], key)
-        noise = jax.tree.map(lambda leaf: leaf[0], noise)
+        if key is None:
+            return self.advance(params, state, inputs)
+        noise = jax.tree.map(lambda leaf: leaf[0], self.noise(inputs[None], key))
         return self.advance(params, state, noisy(inputs, noise))
 
     def advance(self, params: Params, state: State, inputs: Any) -> tuple[State, PyTree]:

@@ -438,8 +438,8 @@ def test_a_learned_initial_state_is_where_sequences_start():
     with x64():
         params, inputs, _ = problem(cell, length=T, batch=(B,))
         start = cell.initial_state((B,), dtype=inputs.dtype, params=params)
-        for ours, theirs in zip(start, params.initial_state, strict=True):
-            np.testing.assert_array_equal(ours, np.broadcast_to(theirs, (B, H)))
+        for leaf, learned in zip(start, params.initial_state, strict=True):
+            np.testing.assert_array_equal(leaf, np.broadcast_to(learned, (B, H)))
 
         def ours(params, **options):
             return weighted(jaxrnn.unroll(cell, params, inputs, **options))
@@ -453,7 +453,7 @@ def test_a_learned_initial_state_is_where_sequences_start():
         wanted = of_params, jax.tree.map(lambda leaf: leaf.sum(0), of_state)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), tuple(got), wanted)
         # At a reset the state is the learned one, whatever came before.
-        everywhere = np.ones((T, B), bool)
+        everywhere = jnp.ones((T, B), bool)
         got = jaxrnn.unroll(cell, params, inputs, resets=everywhere)[1]
         for t in range(T):
             _, alone = jaxrnn.unroll(cell, params, inputs[t : t + 1])
@@ -795,7 +795,7 @@ def test_bad_settings(make, error, message):
 
 
 def test_bad_arguments():
-    cell = jaxrnn.learned_initial_state(jaxrnn.zoneout(jaxrnn.lstm(H), 0.1))
+    cell: Any = jaxrnn.learned_initial_state(jaxrnn.zoneout(jaxrnn.lstm(H), 0.1))
     params, inputs, _ = problem(cell, length=T, batch=(B,))
     for wrong in (None, params.cell, tuple(params)):
         with pytest.raises(TypeError, match="params: got"):

@@ -25,7 +25,7 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
 
     Semeniuta et al. drop the LSTM's update `tanh(g)` in place of the hidden state: then memory
     isn't lost even with a mask of its own for each step. Keras' `recurrent_dropout` is the one
-    here, with a mask of its own for each gate of an LSTM.
+    here; with `implementation=1` it draws a mask for each gate.
 
     Args:
         cell: a cell that shows its structure, `jaxrnn.Gated`, with a hidden state: a field `hidden`
