@@ -1,7 +1,7 @@
 """Recurrent networks as pure functions in JAX, and the laboratory for their gradients."""
 
 from jaxrnn import diagnostics, initializers, losses, regularizers, tasks
-from jaxrnn._cell import Cell, Gated
+from jaxrnn._cell import Cell, Gated, NoisyInputs
 from jaxrnn._unroll import unroll
 from jaxrnn._unroll_loss import unroll_loss
 from jaxrnn.cells import (
@@ -40,6 +40,17 @@ from jaxrnn.training import (
     metrics_writer,
     train_step,
 )
+from jaxrnn.wrappers import (
+    LayerNormParams,
+    LearnedInitialStateParams,
+    ProjectionParams,
+    layer_norm,
+    learned_initial_state,
+    projection,
+    recurrent_dropout,
+    state_noise,
+    zoneout,
+)
 
 __version__ = "0.1.0"
 
@@ -57,9 +68,13 @@ __all__ = [
     "LSTMParams",
     "LSTMState",
     "Layer",
+    "LayerNormParams",
+    "LearnedInitialStateParams",
     "Metrics",
+    "NoisyInputs",
     "NonFiniteError",
     "PeepholeLSTMParams",
+    "ProjectionParams",
     "TrainState",
     "bidirectional",
     "checkpointed",
@@ -74,18 +89,24 @@ __all__ = [
     "hoisted",
     "init_train_state",
     "initializers",
+    "layer_norm",
+    "learned_initial_state",
     "losses",
     "lstm",
     "metrics_writer",
     "peephole_lstm",
+    "projection",
+    "recurrent_dropout",
     "regularizers",
     "residual",
     "rnn",
     "scan",
     "serial",
     "sharded",
+    "state_noise",
     "tasks",
     "train_step",
     "unroll",
     "unroll_loss",
+    "zoneout",
 ]

@@ -1,16 +1,17 @@
 """The cell: the one thing that a recurrent network's author writes.
 
 A cell is three pure functions. `step` may be any function; a `Gated` step also shows its structure,
-from which engines gain speed.
+from which engines gain speed. A cell may also draw noise, or learn the state it starts from.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
@@ -19,16 +20,27 @@ Params = TypeVar("Params")
 State = TypeVar("State")
 
 
+class NoisyInputs(NamedTuple):
+    """What a cell that draws noise gets as inputs in training: its inputs, and its noise beside.
+
+    Without a key the cell evaluates, and gets plain inputs: the type alone tells the two apart.
+    """
+
+    inputs: Float[Array, "*batch I"]
+    noise: PyTree
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gated:
-    r"""A step in three parts, for cells that multiply state and inputs by weights only once each.
+    r"""A step in parts, for cells that multiply state and inputs by weights only once each.
 
     It can be called as a step, and computes
 
-        step(params, state, inputs) =
-            activate(params, state, project(params, inputs), recur(params, state))
+        step(params, state, inputs) = activate(params, state, projected, recurrent)
+        where projected = project(params, inputs)
+              recurrent = recur(params, expose(state, projected))
 
-    All three act on any leading batch dimensions. Engines use the parts: `project` needs no state,
+    All parts act on any leading batch dimensions. Engines use them: `project` needs no state,
     so it may run over a whole sequence at once, and as `activate` holds no matrix product, all
     weight gradients can be taken after the backward loop.
 
@@ -36,6 +48,8 @@ class Gated:
         project: `(params, inputs) -> projected`, everything that needs no state.
         recur: `(params, state) -> recurrent`, the product of the state with weights.
         activate: `(params, state, projected, recurrent) -> (state, output)`, pointwise.
+        expose: `(state, projected) -> state`, pointwise: what of the state the product sees, such
+            as a part that dropout leaves. None for all of it.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn
@@ -52,10 +66,20 @@ class Gated:
     project: Callable[[Any, Any], Any]
     recur: Callable[[Any, Any], Any]
     activate: Callable[[Any, Any, Any, Any], tuple[Any, Any]]
+    expose: Callable[[Any, Any], Any] | None = None
 
     def __call__(self, params: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
         """Compute one step from its parts."""
-        return self.activate(params, state, self.project(params, inputs), self.recur(params, state))
+        projected = self.project(params, inputs)
+        return self.activate(params, state, projected, self.product(params, state, projected))
+
+    def product(self, params: Any, state: Any, projected: Any) -> Any:
+        """Compute the recurrent product: what `recur` makes of what it is to see of the state."""
+        return self.recur(params, self.exposed(state, projected))
+
+    def exposed(self, state: Any, projected: Any) -> Any:
+        """Return what of the state the product sees."""
+        return state if self.expose is None else self.expose(state, projected)
 
 
 class Cell(Generic[Params, State]):
@@ -71,10 +95,16 @@ class Cell(Generic[Params, State]):
             `batch_shape`.
         step: `(params, state, inputs) -> (state, output)` for inputs `(*batch, I)`: any function,
             or a `Gated`, which engines can speed up.
+        draw: `(key, shape, dtype) -> noise`, what the steps of a sequence take at random while they
+            train: a pytree of floating arrays `(T, *batch, ...)` for `shape = (T, *batch)`. The
+            inputs of `step` are then a `NoisyInputs`, unless it evaluates. None for a cell that is
+            the same in training.
+        learned_state: `(params, batch_shape, dtype) -> state`, for a cell whose parameters hold the
+            state that a sequence starts from; `initial_state` then says only how it is laid out.
         name: what error messages and figures call the cell.
 
     Raises:
-        TypeError: if `init`, `initial_state` or `step` is not a function.
+        TypeError: if a part is not a function.
 
     Example:
         A cell that adds its inputs up, and forgets half of the sum at each step:
@@ -94,8 +124,10 @@ class Cell(Generic[Params, State]):
         Array([2. , 3. , 3.5], dtype=float32)
     """
 
-    __slots__ = ("__weakref__", "_init", "_initial_state", "_step", "name")
+    __slots__ = ("__weakref__", "_init", "_initial_state", "_step", "draw", "learned_state", "name")
     name: str
+    draw: Callable[..., PyTree] | None
+    learned_state: Callable[..., State] | None
     _init: Callable[..., Params]
     _initial_state: Callable[..., State]
     _step: Callable[[Params, State, Any], tuple[State, Any]]
@@ -106,11 +138,15 @@ class Cell(Generic[Params, State]):
         initial_state: Callable[..., State],
         step: Callable[[Params, State, Any], tuple[State, Any]],
         *,
+        draw: Callable[..., PyTree] | None = None,
+        learned_state: Callable[..., State] | None = None,
         name: str = "cell",
     ):
-        functions = {"_init": init, "_initial_state": initial_state, "_step": step}
-        for field, value in functions.items():
-            object.__setattr__(self, field, _check.function(field[1:], value))
+        for part, value in {"init": init, "initial_state": initial_state, "step": step}.items():
+            object.__setattr__(self, f"_{part}", _check.function(part, value))
+        for part, value in {"draw": draw, "learned_state": learned_state}.items():
+            value = value if value is None else _check.function(part, value)
+            object.__setattr__(self, part, value)
         object.__setattr__(self, "name", name)
 
     def __setattr__(self, field: str, value: Any) -> None:
@@ -118,6 +154,30 @@ class Cell(Generic[Params, State]):
 
     def __repr__(self) -> str:
         return f"Cell({self.name})"
+
+    def replace(self, **parts: Any) -> "Cell":
+        """Return a cell that has other parts in the place of some of this one's.
+
+        Args:
+            **parts: arguments of `Cell`.
+
+        Returns:
+            The new cell. Wrappers are made so, from cell to cell.
+
+        Example:
+            >>> import jaxrnn
+            >>> jaxrnn.gru(64).replace(name="my_gru")
+            Cell(my_gru)
+        """
+        own = {
+            "init": self._init,
+            "initial_state": self._initial_state,
+            "step": self._step,
+            "draw": self.draw,
+            "learned_state": self.learned_state,
+            "name": self.name,
+        }
+        return Cell(**{**own, **parts})
 
     def init(self, key: PRNGKeyArray, input_size: int, *, dtype: Any = jnp.float32) -> Params:
         """Draw the cell's parameters.
@@ -146,19 +206,26 @@ class Cell(Generic[Params, State]):
         )
 
     def initial_state(
-        self, batch_shape: tuple[int, ...] = (), *, dtype: Any = jnp.float32
+        self,
+        batch_shape: tuple[int, ...] = (),
+        *,
+        dtype: Any = jnp.float32,
+        params: Params | None = None,
     ) -> State:
         """Make the state that a sequence starts from.
 
         Args:
             batch_shape: the leading dimensions, `()` for a single sequence.
             dtype: a floating dtype; float64 needs `jax_enable_x64`.
+            params: what `init` returned, for a cell that learns the state, as one of
+                `learned_initial_state` does; others don't look at it.
 
         Returns:
             The state, zeros for the cells here.
 
         Raises:
-            TypeError: if `batch_shape` is not a tuple of integers or `dtype` not floating.
+            TypeError: if `batch_shape` is not a tuple of integers or `dtype` not floating, or if a
+                cell that learns the state gets no params.
             ValueError: if a dimension is negative or `dtype` not enabled.
 
         Example:
@@ -166,19 +233,33 @@ class Cell(Generic[Params, State]):
             >>> jaxrnn.lstm(64).initial_state((16,)).cell.shape
             (16, 64)
         """
-        return self._initial_state(
-            _check.shape("batch_shape", batch_shape), _check.float_dtype("dtype", dtype)
-        )
+        batch_shape = _check.shape("batch_shape", batch_shape)
+        dtype = _check.float_dtype("dtype", dtype)
+        if self.learned_state is None:
+            return self._initial_state(batch_shape, dtype)
+        if params is None:
+            raise TypeError(
+                f"params: got None, wanted those of {self.name}, which learns its state"
+            )
+        return self.learned_state(params, batch_shape, dtype)
 
     def step(
-        self, params: Params, state: State, inputs: Float[Array, "*batch I"]
+        self,
+        params: Params,
+        state: State | None,
+        inputs: Float[Array, "*batch I"],
+        *,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[State, PyTree]:
         """Advance the state by one step.
 
         Args:
             params: what `init` returned.
-            state: the state before the step, with the batch dimensions of `inputs`.
+            state: the state before the step, with the batch dimensions of `inputs`;
+                `initial_state` if None.
             inputs: one step's input, `(*batch, I)`, of the parameters' dtype.
+            key: a random key for a step of training; None to evaluate. It matters to cells that
+                draw noise only.
 
         Returns:
             The state after the step and the step's output, for the cells here `(*batch, H)`.
@@ -196,24 +277,67 @@ class Cell(Generic[Params, State]):
             (16, 64)
         """
         _check.array("inputs", inputs, min_ndim=1, axes="(*batch, features)")
-        self.check(params, state, inputs, batch_shape=inputs.shape[:-1])
+        state = self.checked_state(params, state, inputs, batch_shape=inputs.shape[:-1])
+        if key is None:
+            return self.advance(params, state, inputs)
+        noise = jax.tree.map(lambda leaf: leaf[0], self.noise(inputs[None], key))
+        return self.advance(params, state, noisy(inputs, noise))
+
+    def advance(self, params: Params, state: State, inputs: Any) -> tuple[State, PyTree]:
+        """Do as `step`, on arguments that have been checked and inputs that have their noise.
+
+        This is what engines and wrappers call.
+        """
         return self._step(params, state, inputs)
+
+    def noise(self, inputs: Float[Array, "T *batch I"], key: PRNGKeyArray | None) -> PyTree:
+        """Draw what the steps of a sequence take at random; None without a key or a need of it."""
+        if key is not None:
+            _check.key("key", key)
+        if key is None or self.draw is None:
+            return None
+        shape = inputs.shape[:-1]
+        noise = self.draw(key, shape, inputs.dtype)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(noise):
+            name = f"draw: noise{jax.tree_util.keystr(path)}"
+            _check.array(name, leaf, min_ndim=len(shape), axes="(T, *batch, ...)")
+            if leaf.shape[: len(shape)] != shape:
+                raise ValueError(
+                    f"{name}: got {_check.describe(leaf)}, wanted one that begins with {shape}"
+                )
+        return noise
 
     @property
     def structure(self) -> Gated | None:
         """The step's parts if it shows them, which some engines need; None if it doesn't."""
         return self._step if isinstance(self._step, Gated) else None
 
-    def check(
-        self, params: Params, state: State, inputs: Float[Array, "..."], *, batch_shape: tuple
-    ) -> None:
-        """Raise if params or state is not what this cell makes for inputs such as these.
+    def state_spec(self, batch_shape: tuple[int, ...] = (), dtype: Any = jnp.float32) -> PyTree:
+        """Return the shapes and dtypes of the state."""
+        return _state_spec(self, tuple(batch_shape), jnp.dtype(dtype))
+
+    def params_spec(self, input_size: int, dtype: Any = jnp.float32) -> PyTree:
+        """Return the shapes and dtypes of the parameters."""
+        return _params_spec(self, input_size, jnp.dtype(dtype))
+
+    def checked_state(
+        self,
+        params: Params,
+        state: State | None,
+        inputs: Float[Array, "..."],
+        *,
+        batch_shape: tuple[int, ...],
+    ) -> State:
+        """Check params and state against what this cell makes for inputs such as these.
 
         Args:
             params: what `init` should have returned.
-            state: what `initial_state` or `step` should have returned.
+            state: what `initial_state` or `step` should have returned; None for the former.
             inputs: an array `(..., I)`; its dtype is the one that params and state must have.
             batch_shape: the batch dimensions that the state must have.
+
+        Returns:
+            The state.
 
         Raises:
             TypeError: on another structure or dtype.
@@ -223,8 +347,12 @@ class Cell(Generic[Params, State]):
         source = f"for {self.name} on inputs of {_check.describe(inputs)}"
         if features < 1:
             raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted at least 1 feature")
-        _check.tree("params", params, _params_spec(self, features, dtype), source)
-        _check.tree("state", state, _state_spec(self, batch_shape, dtype), source)
+        _check.tree("params", params, self.params_spec(features, dtype), source)
+        if state is None:
+            state = self.initial_state(batch_shape, dtype=dtype, params=params)
+        _check.tree("state", state, self.state_spec(batch_shape, dtype), source)
+        # A weakly typed state would make JAX trace a loop twice.
+        return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), state)
 
 
 # What a cell makes is asked of the cell itself, abstractly, so no cell has to describe its shapes.
@@ -237,4 +365,39 @@ def _params_spec(cell: Cell, input_size: int, dtype: Any) -> PyTree:
 
 @functools.lru_cache(maxsize=1024)
 def _state_spec(cell: Cell, batch_shape: tuple[int, ...], dtype: Any) -> PyTree:
-    return jax.eval_shape(lambda: cell.initial_state(batch_shape, dtype=dtype))
+    return jax.eval_shape(lambda: cell._initial_state(batch_shape, dtype))
+
+
+def checked_cell(name: str, value: Any) -> Cell:
+    """Return `value`, a cell."""
+    if not isinstance(value, Cell):
+        raise TypeError(f"{name}: got {_check.describe(value)}, wanted a jaxrnn.Cell")
+    return value
+
+
+def noisy(inputs: Any, noise: PyTree) -> Any:
+    """Return what a step takes: inputs by themselves, or with what `Cell.noise` drew."""
+    return inputs if noise is None else NoisyInputs(inputs, noise)
+
+
+def hidden_part(cell: Cell, state: PyTree) -> Any:
+    """Return the hidden state, or what a pytree like the state has in its place.
+
+    It is the field `hidden` of the state, or the state itself if that is a single array.
+    """
+    if hasattr(state, "hidden"):
+        return state.hidden
+    leaves = jax.tree.leaves(state)
+    if len(leaves) != 1:
+        raise ValueError(
+            f"cell: got {cell.name}, whose state is {_check.describe(state)}, wanted a state of "
+            "one array or with a field named hidden"
+        )
+    return leaves[0]
+
+
+def with_hidden(state: PyTree, new: Any) -> PyTree:
+    """Return the state with another hidden state."""
+    if hasattr(state, "hidden"):
+        return state._replace(hidden=new)
+    return jax.tree.unflatten(jax.tree.structure(state), [new])

@@ -46,6 +46,14 @@ def real(name: str, value: Any, *, low: float = -math.inf, high: float = math.in
     return float(value)
 
 
+def rate(name: str, value: Any) -> float:
+    """Return `value`, the probability of dropping or keeping something, from 0 up to but not 1."""
+    number = real(name, value, low=0.0, high=1.0)
+    if number == 1.0:
+        raise ValueError(f"{name}: got 1.0, wanted less than 1")
+    return number
+
+
 def flag(name: str, value: Any) -> bool:
     """Return `value`, a bool."""
     if not isinstance(value, bool | np.bool_):

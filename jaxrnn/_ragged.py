@@ -1,7 +1,7 @@
 """Ragged sequences: steps that are padding, and steps at which a sequence begins anew.
 
 Both are a wrapper from cell to cell, so that every engine runs them. The wrapped cell's inputs are
-the cell's own, and for each step and sequence two flags.
+the cell's own, with noise if it draws some, and for each step and sequence two flags.
 """
 
 import functools
@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxrnn._cell import Cell, Gated
+from jaxrnn._cell import Cell
+from jaxrnn.wrappers._wrap import after_step
 
 
 class FlaggedInputs(NamedTuple):
     """A cell's inputs with flags, 0 or 1, of the inputs' dtype: an engine may differentiate all."""
 
-    inputs: Float[Array, "T *batch I"]
+    inputs: Any
     keep: Float[Array, "T *batch 1"]
     restart: Float[Array, "T *batch 1"]
 
@@ -70,15 +71,6 @@ def select(where: Bool[Array, "*batch"], yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(of_leaf, yes, no)
 
 
-class _Ragged(Cell):
-    """A cell on `FlaggedInputs`, which `unroll` has checked."""
-
-    __slots__ = ()
-
-    def step(self, params: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
-        return self._step(params, state, inputs)
-
-
 @functools.lru_cache(maxsize=1024)
 def ragged(cell: Cell, *, masks: bool, restarts: bool, keep_states: bool) -> Cell:
     """Wrap a cell so that it heeds flags; its output is a pair, output and state or None.
@@ -94,37 +86,25 @@ def ragged(cell: Cell, *, masks: bool, restarts: bool, keep_states: bool) -> Cel
         A cell for engines, gated if the given one is.
     """
 
-    def finish(state: Any, inputs: FlaggedInputs, new: tuple[Any, Any]) -> tuple[Any, Any]:
-        new_state, output = new
+    def split(inputs: FlaggedInputs) -> tuple[Any, FlaggedInputs]:
+        return inputs.inputs, inputs._replace(inputs=None)
+
+    def finish(
+        params: Any, state: Any, flags: FlaggedInputs, new_state: Any, output: Any
+    ) -> tuple[Any, Any]:
         if masks:
-            keep = inputs.keep[..., 0] > 0
+            keep = flags.keep[..., 0] > 0
             new_state = select(keep, new_state, state)
             output = select(keep, output, jax.tree.map(jnp.zeros_like, output))
         carried = new_state
         if restarts:
-            restart = inputs.restart[..., 0] > 0
-            initial = cell.initial_state(restart.shape, dtype=inputs.restart.dtype)
+            restart = flags.restart[..., 0] > 0
+            dtype = flags.restart.dtype
+            initial = cell.initial_state(restart.shape, dtype=dtype, params=params)
             carried = select(restart, initial, new_state)
         return carried, (output, new_state if keep_states else None)
 
-    gated = cell.structure
-    if gated is None:
-
-        def step(params: Any, state: Any, inputs: FlaggedInputs) -> tuple[Any, Any]:
-            return finish(state, inputs, cell.step(params, state, inputs.inputs))
-
-    else:
-        # The flags go with the projections, past everything that needs the state.
-        def project(params: Any, inputs: FlaggedInputs) -> FlaggedInputs:
-            return inputs._replace(inputs=gated.project(params, inputs.inputs))
-
-        def activate(params: Any, state: Any, projected: Any, recurrent: Any) -> tuple[Any, Any]:
-            new = gated.activate(params, state, projected.inputs, recurrent)
-            return finish(state, projected, new)
-
-        step = Gated(project, gated.recur, activate)
-
-    return _Ragged(cell.init, cell.initial_state, step, name=cell.name)
+    return cell.replace(step=after_step(cell, split, finish))
 
 
 def _moved(resets: Bool[Array, "T *batch"], *, reverse: bool) -> Bool[Array, "T *batch"]:

@@ -5,13 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell
+from jaxrnn._cell import Cell, checked_cell, noisy
 from jaxrnn._ragged import first_resets, flagged, ragged, real_steps, select
 from jaxrnn.engines import Engine, checked_engine, choose_engine
+from jaxrnn.wrappers._compute_dtype import computing_in
 
 
 def unroll(
@@ -20,12 +20,14 @@ def unroll(
     inputs: Float[Array, "T *batch I"],
     state: PyTree | None = None,
     *,
+    key: PRNGKeyArray | None = None,
     lengths: Int[Array, "*batch"] | None = None,
     mask: Bool[Array, "T *batch"] | None = None,
     resets: Bool[Array, "T *batch"] | None = None,
     reverse: bool = False,
     time_major: bool = True,
     return_states: bool = False,
+    compute_dtype: Any = None,
     engine: Engine | None = None,
 ) -> tuple[Any, ...]:
     """Run a cell over a sequence, from its first step to its last.
@@ -46,6 +48,8 @@ def unroll(
         inputs: the sequence `(T, *batch, I)`, of the parameters' dtype, with any number of batch
             dimensions. T may be 0: then the state comes back as it was, and no outputs.
         state: the state before the first step; `cell.initial_state` if None.
+        key: a random key to train with; None to evaluate. It matters to cells that draw noise only,
+            such as one of `zoneout`. Noise for all steps is drawn before the first.
         lengths: how many steps of each sequence are real, `(*batch)`; those after them are padding.
             A sequence's final state is that of its last real step, its outputs beyond are zero, and
             no gradient depends on what stands there. With `reverse` each sequence is reversed
@@ -59,6 +63,9 @@ def unroll(
         time_major: whether time is the first axis. If not, inputs are `(*batch, T, I)`, mask and
             resets `(*batch, T)`, and time takes the same place in what is returned.
         return_states: whether to return every step's state, as it is after the step, too.
+        compute_dtype: what to multiply by weights in, such as `jnp.bfloat16`: there weights, inputs
+            and state are rounded to it. Params, state, gradients and whatever is pointwise keep the
+            inputs' dtype. A cell that isn't gated computes its whole step so. None for the inputs'.
         engine: how to run it, such as `scan(unroll=4)`; None takes that of `choose_engine`.
 
     Returns:
@@ -77,10 +84,11 @@ def unroll(
         >>> outputs.shape, state.cell.shape
         ((100, 16, 128), (16, 128))
     """
-    if not isinstance(cell, Cell):
-        raise TypeError(f"cell: got {_check.describe(cell)}, wanted a jaxrnn.Cell")
+    checked_cell("cell", cell)
     if engine is not None:
         checked_engine(engine)
+    if compute_dtype is not None:
+        cell = computing_in(cell, _check.float_dtype("compute_dtype", compute_dtype))
     reverse = _check.flag("reverse", reverse)
     return_states = _check.flag("return_states", return_states)
     axes = "(T, *batch, features)"
@@ -90,20 +98,17 @@ def unroll(
     if not time_major:
         inputs = jnp.moveaxis(inputs, -2, 0)
     batch_shape = inputs.shape[1:-1]
-    if state is None:
-        state = cell.initial_state(batch_shape, dtype=inputs.dtype)
-    cell.check(params, state, inputs, batch_shape=batch_shape)
+    state = cell.checked_state(params, state, inputs, batch_shape=batch_shape)
+    noise = cell.noise(inputs, key)
     mask, resets = _flags(inputs, lengths, mask, resets, time_major=time_major)
     if engine is None:
         engine = choose_engine(cell, inputs).engine
-    # A weakly typed state would make JAX trace the loop twice.
-    state = jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), state)
 
     options = {"cell": cell, "engine": engine, "reverse": reverse, "keep_states": return_states}
     if mask is None and resets is None:
-        state, outputs, states = _run(params, state, inputs, **options)
+        state, outputs, states = run(params, state, noisy(inputs, noise), **options)
     else:
-        state, outputs, states = _run_ragged(params, state, inputs, mask, resets, **options)
+        state, outputs, states = _run_ragged(params, state, inputs, noise, mask, resets, **options)
     if not time_major:
         move = functools.partial(jnp.moveaxis, source=0, destination=len(batch_shape))
         outputs, states = jax.tree.map(move, (outputs, states))
@@ -137,7 +142,8 @@ def _flags(
 @functools.partial(
     jax.jit, static_argnames=("cell", "engine", "reverse", "keep_states"), inline=True
 )
-def _run(params, state, inputs, *, cell, engine, reverse, keep_states):
+def run(params, state, inputs, *, cell, engine, reverse, keep_states):
+    """Run a cell by an engine, on arguments that have been checked."""
     return engine(cell, params, state, inputs, reverse=reverse, keep_states=keep_states)
 
 
@@ -145,15 +151,16 @@ def _run(params, state, inputs, *, cell, engine, reverse, keep_states):
     jax.jit, static_argnames=("cell", "engine", "reverse", "keep_states"), inline=True
 )
 def _run_ragged(
-    params, state, inputs, mask, resets, *, cell, engine, reverse, keep_states
+    params, state, inputs, noise, mask, resets, *, cell, engine, reverse, keep_states
 ) -> tuple[Any, Any, Any]:
     if resets is not None:
-        initial = cell.initial_state(inputs.shape[1:-1], dtype=inputs.dtype)
+        initial = cell.initial_state(inputs.shape[1:-1], dtype=inputs.dtype, params=params)
         state = select(first_resets(resets, reverse=reverse), initial, state)
     wrapped = ragged(
         cell, masks=mask is not None, restarts=resets is not None, keep_states=keep_states
     )
-    inputs = flagged(inputs, mask, resets, reverse=reverse)
+    flags = flagged(inputs, mask, resets, reverse=reverse)
+    inputs = flags._replace(inputs=noisy(flags.inputs, noise))
     state, (outputs, states), _ = engine(
         wrapped, params, state, inputs, reverse=reverse, keep_states=False
     )

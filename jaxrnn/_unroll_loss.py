@@ -5,14 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell
-from jaxrnn._unroll import unroll
-from jaxrnn.engines import Engine
+from jaxrnn._cell import Cell, checked_cell, noisy
+from jaxrnn._unroll import run
+from jaxrnn.engines import Engine, checked_engine, choose_engine
 from jaxrnn.engines._chunks import scan_checkpointed
 from jaxrnn.engines._engine import checked_chunk
+from jaxrnn.wrappers._compute_dtype import computing_in
 
 
 def unroll_loss(
@@ -23,14 +24,16 @@ def unroll_loss(
     targets: PyTree,
     state: PyTree | None = None,
     *,
+    key: PRNGKeyArray | None = None,
     chunk: int | None = None,
+    compute_dtype: Any = None,
     engine: Engine | None = None,
 ) -> tuple[Any, Float[Array, ""]]:
     """Run a cell over a sequence and add up a loss on the way, chunk by chunk.
 
     It returns what this does,
 
-        state, outputs = unroll(cell, params, inputs, state)
+        state, outputs = unroll(cell, params, inputs, state, key=key)
         return state, loss(outputs, targets)
 
     for a loss that is a sum over steps, and keeps the outputs and whatever `loss` makes of them,
@@ -46,8 +49,11 @@ def unroll_loss(
         inputs: the sequence `(T, *batch, I)`.
         targets: a pytree of arrays with T as first axis, or None.
         state: the state before the first step; `cell.initial_state` if None.
+        key: a random key to train with, as in `unroll`; None to evaluate. The noise of all steps is
+            drawn at once, and kept, so that it is that of `unroll`.
         chunk: how many steps a chunk has. None takes a divisor of T near its square root. If T is
             no multiple of it, the steps that are left over are compiled for themselves.
+        compute_dtype: as in `unroll`.
         engine: how to run a chunk; None takes that of `choose_engine`.
 
     Returns:
@@ -74,8 +80,11 @@ def unroll_loss(
         (3.912, 3.912)
     """
     _check.function("loss", loss)
-    if not isinstance(cell, Cell):
-        raise TypeError(f"cell: got {_check.describe(cell)}, wanted a jaxrnn.Cell")
+    checked_cell("cell", cell)
+    if engine is not None:
+        checked_engine(engine)
+    if compute_dtype is not None:
+        cell = computing_in(cell, _check.float_dtype("compute_dtype", compute_dtype))
     _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
     steps = inputs.shape[0]
     for path, leaf in jax.tree_util.tree_leaves_with_path(targets):
@@ -86,19 +95,26 @@ def unroll_loss(
             )
     if chunk is not None:
         chunk = checked_chunk(_check.size("chunk", chunk), steps)
-    if state is None:
-        state = cell.initial_state(inputs.shape[1:-1], dtype=inputs.dtype)
+    state = cell.checked_state(params, state, inputs, batch_shape=inputs.shape[1:-1])
 
     def run_chunk(carry, of_steps):
         state, total = carry
-        inputs, targets = of_steps
-        state, outputs = unroll(cell, params, inputs, state, engine=engine)
+        inputs, noise, targets = of_steps
+        state, outputs, _ = run(
+            params,
+            state,
+            noisy(inputs, noise),
+            cell=cell,
+            engine=engine or choose_engine(cell, inputs).engine,
+            reverse=False,
+            keep_states=False,
+        )
         return (state, total + _check.scalar("loss", loss(outputs, targets))), ()
 
     (state, total), _ = scan_checkpointed(
         run_chunk,
         (state, jnp.zeros((), inputs.dtype)),
-        (inputs, targets),
+        (inputs, cell.noise(inputs, key), targets),
         steps=steps,
         chunk=chunk,
         reverse=False,

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell
+from jaxrnn._cell import Cell, hidden_part, with_hidden
 from jaxrnn.diagnostics import lyapunov_exponents, state_gradients
 from jaxrnn.diagnostics._tangents import checked_state
 
@@ -76,9 +76,10 @@ def pascanu(
         inputs, gradient = inputs_and_gradient
 
         def hidden_after(hidden):
-            return _hidden(cell.step(params, _with_hidden(state, hidden), inputs)[0])
+            after, _ = cell.step(params, with_hidden(state, hidden), inputs)
+            return hidden_part(cell, after)
 
-        _, backward = jax.vjp(hidden_after, _hidden(state))
+        _, backward = jax.vjp(hidden_after, hidden_part(cell, state))
         passed = _norms(backward(gradient)[0])
         arrived = _norms(gradient)
         reached = arrived > 0
@@ -150,16 +151,6 @@ def flossing(
         qr_every=qr_every,
     )
     return jnp.mean(jnp.square(spectrum.exponents))
-
-
-def _hidden(state: Any) -> Array:
-    return state.hidden if hasattr(state, "hidden") else jax.tree.leaves(state)[0]
-
-
-def _with_hidden(state: Any, hidden: Array) -> Any:
-    if hasattr(state, "hidden"):
-        return state._replace(hidden=hidden)
-    return jax.tree.unflatten(jax.tree.structure(state), [hidden])
 
 
 def _norms(vectors: Float[Array, "*batch H"]) -> Float[Array, "*batch"]:

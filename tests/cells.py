@@ -20,13 +20,19 @@ class Row(NamedTuple):
     """A cell, and its step in NumPy: `(params, state, x) -> (state, output)`, state a tuple.
 
     A variant differs from another row in a setting only; the tests that take long to compile run
-    on variants when slow tests are asked for.
+    on variants when slow tests are asked for. On a wrapped cell all of them do, and here it
+    evaluates: tests/test_wrappers.py trains it.
     """
 
     name: str
     make: Callable[[int], jaxrnn.Cell]
     numpy_step: Callable[[Any, tuple, np.ndarray], tuple[tuple, np.ndarray]]
     variant: bool = False
+    wrapped: bool = False
+
+    @property
+    def slow(self):
+        return self.variant or self.wrapped
 
 
 def sigmoid(x):
@@ -88,6 +94,46 @@ def numpy_gru_reset_before(params, state, x):
     return (h,), h
 
 
+def numpy_zoneout(step, *rates):
+    def zoned_out(params, state, x):
+        new, _ = step(params, state, x)
+        mixed = tuple(
+            rate * old + (1 - rate) * new for rate, old, new in zip(rates, state, new, strict=True)
+        )
+        return mixed, mixed[0]
+
+    return zoned_out
+
+
+def numpy_layer_norm_gru(params, state, x):
+    (h,) = state
+    cell = params.cell
+
+    def normalised(total, gain, shift):
+        for gate, scale, offset in zip(
+            *(np.split(a, 3, -1) for a in (total, gain, shift)), strict=True
+        ):
+            centred = gate - gate.mean(-1, keepdims=True)
+            deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+            yield scale * centred / deviation + offset
+
+    r, z, n = normalised(x @ cell.kernel, params.input_gain, cell.bias)
+    total = h @ cell.recurrent_kernel + cell.recurrent_bias
+    rr, rz, rn = normalised(total, params.recurrent_gain, params.recurrent_shift)
+    z = sigmoid(z + rz)
+    h = (1 - z) * np.tanh(n + sigmoid(r + rr) * rn) + z * h
+    return (h,), h
+
+
+def numpy_projection_elman(params, state, x):
+    _, h = numpy_elman(np.tanh)(params.cell, state, x)
+    return (h @ params.projection,), h @ params.projection
+
+
+def numpy_learned_elman(params, state, x):
+    return numpy_elman(np.tanh)(params.cell, state, x)
+
+
 CELLS = [
     Row("elman", jaxrnn.elman, numpy_elman(np.tanh)),
     Row(
@@ -128,12 +174,49 @@ CELLS = [
         lambda size: jaxrnn.gru(size, reset_after=False),
         numpy_gru_reset_before,
     ),
+    Row(
+        "zoneout_recurrent_dropout_elman",
+        lambda size: jaxrnn.zoneout(jaxrnn.recurrent_dropout(jaxrnn.elman(size), 0.3), 0.4),
+        numpy_zoneout(numpy_elman(np.tanh), 0.4),
+        wrapped=True,
+    ),
+    Row(
+        "state_noise_zoneout_gru_reset_before",
+        lambda size: jaxrnn.state_noise(
+            jaxrnn.zoneout(jaxrnn.gru(size, reset_after=False), 0.2), 0.1
+        ),
+        numpy_zoneout(numpy_gru_reset_before, 0.2),
+        wrapped=True,
+    ),
+    Row(
+        "layer_norm_gru",
+        lambda size: jaxrnn.layer_norm(jaxrnn.gru(size)),
+        numpy_layer_norm_gru,
+        wrapped=True,
+    ),
+    Row(
+        "projection_elman",
+        lambda size: jaxrnn.projection(jaxrnn.elman(size), size),
+        numpy_projection_elman,
+        wrapped=True,
+    ),
+    Row(
+        "learned_initial_state_elman",
+        lambda size: jaxrnn.learned_initial_state(jaxrnn.elman(size)),
+        numpy_learned_elman,
+        wrapped=True,
+    ),
 ]
 
 # For tests that take long to compile.
 DEEP = [
-    pytest.param(row, id=row.name, marks=[pytest.mark.slow] if row.variant else []) for row in CELLS
+    pytest.param(row, id=row.name, marks=[pytest.mark.slow] if row.slow else []) for row in CELLS
 ]
+
+
+def innermost(params: Any) -> Any:
+    """Return the params of the cell that a wrapper holds, or of the cell."""
+    return innermost(params.cell) if hasattr(params, "cell") else params
 
 
 def randomised(params: Any, key: jax.Array) -> Any:
@@ -155,7 +238,7 @@ def problem(cell: jaxrnn.Cell, *, length=6, batch=(2,), features=3, dtype=None, 
     keys = jax.random.split(jax.random.key(seed), 4)
     params = randomised(cell.init(keys[0], features, dtype=dtype), keys[1])
     inputs = jax.random.normal(keys[2], (length, *batch, features), dtype)
-    state = randomised(cell.initial_state(batch, dtype=dtype), keys[3])
+    state = randomised(cell.initial_state(batch, dtype=dtype, params=params), keys[3])
     return params, inputs, state
 
 

@@ -18,7 +18,12 @@ def _count(event: str, duration_secs: float, **_) -> None:
 jax.monitoring.register_event_duration_secs_listener(_count)
 
 
-@pytest.fixture(params=CELLS, ids=lambda row: row.name)
+@pytest.fixture(
+    params=[
+        pytest.param(row, id=row.name, marks=[pytest.mark.slow] if row.wrapped else [])
+        for row in CELLS
+    ]
+)
 def row(request):
     """Each row of the table of cells in turn."""
     return request.param

@@ -18,8 +18,8 @@ def drawn(tree: Any, seed: int, dtype: Any = None) -> Any:
 
 def problem(cell: jaxrnn.Cell, *, length=6, batch=(2,), features=3, dtype=None, seed=0) -> Any:
     """Return random params, inputs and state for a cell."""
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), features))
-    state = jax.eval_shape(lambda: cell.initial_state(batch))
+    params = cell.params_spec(features)
+    state = cell.state_spec(batch)
     inputs = jax.ShapeDtypeStruct((length, *batch, features), jnp.float32)
     params, state = drawn(params, seed, dtype), drawn(state, seed + 1, dtype)
     return params, 2 * drawn(inputs, seed + 2, dtype), state

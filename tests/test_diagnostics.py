@@ -31,7 +31,7 @@ def random_like(tree, seed=0):
 def random_problem(cell, *, length=T, batch=(2,)):
     """Return random params, inputs and state in float64, drawn by NumPy."""
     params = random_like(jax.eval_shape(lambda: cell.init(jax.random.key(0), I)), seed=1)
-    state = random_like(jax.eval_shape(lambda: cell.initial_state(batch)), seed=2)
+    state = random_like(cell.state_spec(batch), seed=2)
     return params, normal(length, *batch, I, seed=3), state
 
 

@@ -11,7 +11,7 @@ import pytest
 import jaxrnn
 from jaxrnn.diagnostics import entropy_rate, kaplan_yorke_dimension, lyapunov_exponents
 from jaxrnn.diagnostics._tangents import fixed_basis
-from tests.cells import CELLS, DEEP, complex_step_gradient
+from tests.cells import CELLS, DEEP, complex_step_gradient, innermost
 from tests.problems import problem
 from tests.tolerances import FLOAT32, x64
 
@@ -56,7 +56,7 @@ def numpy_jacobians(row, params, inputs, state):
     jacobians, state = [], np.concatenate(state, -1)
 
     def advance(flat, x):
-        parts = tuple(np.split(flat, len(flat) // params.recurrent_kernel.shape[0]))
+        parts = tuple(np.split(flat, len(flat) // innermost(params).recurrent_kernel.shape[0]))
         return np.concatenate(row.numpy_step(params, parts, x)[0])
 
     for x in inputs:

@@ -100,6 +100,45 @@ def test_pytorch(cell, layer, options):
         assert_close(leaf, tensor_of_leaf.grad[0])
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_pytorchs_projection(size):
+    torch = framework("torch")
+    cell = jaxrnn.projection(jaxrnn.lstm(H), size)
+    params, inputs, state = problem(cell, length=T, batch=(B,), features=I)
+
+    def tensor(array):
+        return torch.tensor(np.array(array), requires_grad=True)
+
+    theirs = torch.nn.LSTM(I, H, proj_size=size)
+    with torch.no_grad():
+        theirs.weight_ih_l0.copy_(tensor(params.cell.kernel.T))
+        theirs.weight_hh_l0.copy_(tensor(params.cell.recurrent_kernel.T))
+        theirs.weight_hr_l0.copy_(tensor(params.projection.T))
+        theirs.bias_ih_l0.copy_(tensor(params.cell.bias))
+        theirs.bias_hh_l0.copy_(tensor(jnp.zeros_like(params.cell.bias)))
+    x, first = tensor(inputs), [tensor(leaf[None]) for leaf in state]
+    outputs, (hidden, of_cell) = theirs(x, tuple(first))
+    ((weights()[..., :size] * outputs**2).sum() + (of_cell**2).sum()).backward()
+
+    def loss(params, inputs, state):
+        final, outputs = jaxrnn.unroll(cell, params, inputs, state)
+        value = (weights()[..., :size] * outputs**2).sum() + (final.cell**2).sum()
+        return value, (outputs, final)
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+    (_, (got, final)), (of_params, of_inputs, of_state) = run(params, inputs, state)
+    assert_close(got, outputs.detach())
+    assert_close(final.hidden, hidden.detach()[0])
+    assert_close(final.cell, of_cell.detach()[0])
+    assert_close(of_inputs, x.grad)
+    assert_close(of_params.cell.kernel, theirs.weight_ih_l0.grad.T)
+    assert_close(of_params.cell.recurrent_kernel, theirs.weight_hh_l0.grad.T)
+    assert_close(of_params.cell.bias, theirs.bias_ih_l0.grad)
+    assert_close(of_params.projection, theirs.weight_hr_l0.grad.T)
+    for leaf, tensor_of_leaf in zip(of_state, first, strict=True):
+        assert_close(leaf, tensor_of_leaf.grad[0])
+
+
 # Keras: kernels lie as ours do, GRU gates are in the order z r n, and batch comes before time.
 
 

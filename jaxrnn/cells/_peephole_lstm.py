@@ -86,9 +86,6 @@ def _peephole_lstm(plain: Cell[LSTMParams, LSTMState]) -> Cell[PeepholeLSTMParam
         params = plain.init(key, input_size, dtype=dtype)
         return PeepholeLSTMParams(*params, jnp.zeros((3, params.recurrent_kernel.shape[0]), dtype))
 
-    def initial_state(batch_shape, dtype):
-        return plain.initial_state(batch_shape, dtype=dtype)
-
     def activate(params, state, projected, recurrent):
         i, f, g, o = (p + r for p, r in zip(projected, recurrent, strict=True))
         to_i, to_f, to_o = params.peepholes
@@ -99,4 +96,4 @@ def _peephole_lstm(plain: Cell[LSTMParams, LSTMState]) -> Cell[PeepholeLSTMParam
 
     # Everything but the pointwise part is a plain LSTM's.
     step = Gated(gates.project, gates.recur, activate)
-    return Cell(init, initial_state, step, name="peephole_lstm")
+    return plain.replace(init=init, step=step, name="peephole_lstm")

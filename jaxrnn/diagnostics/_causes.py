@@ -1,7 +1,7 @@
 """Bounds on gradients, and what makes them vanish: the kernel, saturated units, closed gates."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,11 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
+from jaxrnn._jaxpr import primitives
 from jaxrnn.diagnostics._tangents import checked_state, finite
+
+# What a number of one unit gets into those of others by.
+_MIXING = ("dot_general", "conv_general", "reduce_", "cum", "sort")
 
 
 class GateStatistics(NamedTuple):
@@ -132,8 +136,8 @@ def saturation(
 
     Raises:
         TypeError: if an argument is of another kind, dtype or cell.
-        ValueError: if the cell shows no gated structure, shapes don't fit one another, or (outside
-            of a trace) inputs, params or state aren't finite.
+        ValueError: if the cell shows no gated structure or its `activate` isn't pointwise, shapes
+            don't fit one another, or (outside of a trace) inputs, params or state aren't finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -180,8 +184,8 @@ def gate_statistics(
 
     Raises:
         TypeError: if an argument is of another kind, dtype or cell.
-        ValueError: if the cell shows no gated structure, shapes don't fit one another, or (outside
-            of a trace) inputs, params or state aren't finite.
+        ValueError: if the cell shows no gated structure or its `activate` isn't pointwise, shapes
+            don't fit one another, or (outside of a trace) inputs, params or state aren't finite.
 
     Example:
         With no input an LSTM's forget gate is at first the logistic function of its bias:
@@ -227,7 +231,7 @@ def _by_step(cell, params, state, inputs, measure):
 
     def body(state, inputs):
         projected = structure.project(params, inputs)
-        recurrent = structure.recur(params, state)
+        recurrent = structure.product(params, state, projected)
 
         def activate(state, recurrent):
             return structure.activate(params, state, projected, recurrent)[0]
@@ -235,6 +239,18 @@ def _by_step(cell, params, state, inputs, measure):
         return activate(state, recurrent), measure(activate, state, recurrent)
 
     return lax.scan(body, state, inputs)[1]
+
+
+def _diagonal(cell: Cell, function: Callable[[PyTree], PyTree], at: PyTree) -> Callable:
+    """Return the derivative of a pointwise function, or raise if it mixes units."""
+    _, derivative = jax.linearize(function, at)
+    mixing = [name for name in primitives(derivative, at) if name.startswith(_MIXING)]
+    if mixing:
+        raise ValueError(
+            f"cell: got {cell.name}, in whose activate one unit reaches others, by "
+            f"{', '.join(sorted(mixing))}; wanted a pointwise one"
+        )
+    return derivative
 
 
 def _one_at_a_time(tree: PyTree) -> list[PyTree]:
@@ -254,7 +270,7 @@ def _one_at_a_time(tree: PyTree) -> list[PyTree]:
 @functools.partial(jax.jit, static_argnames=("cell", "threshold"), inline=True)
 def _saturation(params, state, inputs, *, cell, threshold):
     def measure(activate, state, recurrent):
-        _, derivative = jax.linearize(lambda recurrent: activate(state, recurrent), recurrent)
+        derivative = _diagonal(cell, lambda recurrent: activate(state, recurrent), recurrent)
         shares = []
         for tangent in _one_at_a_time(recurrent):
             parts = [jnp.abs(part) for part in jax.tree.leaves(derivative(tangent))]
@@ -268,7 +284,7 @@ def _saturation(params, state, inputs, *, cell, threshold):
 @functools.partial(jax.jit, static_argnames=("cell",), inline=True)
 def _forget(params, state, inputs, *, cell):
     def measure(activate, state, recurrent):
-        _, derivative = jax.linearize(lambda state: activate(state, recurrent), state)
+        derivative = _diagonal(cell, lambda state: activate(state, recurrent), state)
         factors = [
             jax.tree.leaves(derivative(tangent))[place]
             for place, tangent in enumerate(_one_at_a_time(state))

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell
+from jaxrnn._cell import Cell, hidden_part
 from jaxrnn.diagnostics._perturb import perturb_state
 
 
@@ -68,13 +68,9 @@ def state_gradients(
     if not isinstance(cell, Cell):
         raise TypeError(f"cell: got {_check.describe(cell)}, wanted a jaxrnn.Cell")
     _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
-    batch_shape = inputs.shape[1:-1]
-    if state is None:
-        state = cell.initial_state(batch_shape, dtype=inputs.dtype)
-    cell.check(params, state, inputs, batch_shape=batch_shape)
-    hidden = _hidden(cell, state)
+    state = cell.checked_state(params, state, inputs, batch_shape=inputs.shape[1:-1])
     leaves, treedef = jax.tree.flatten(state)
-    part = _hidden(cell, jax.tree.unflatten(treedef, range(len(leaves))))
+    part = hidden_part(cell, jax.tree.unflatten(treedef, range(len(leaves))))
     step = perturb_state(cell.step, part)
 
     def perturbed_loss(perturbations):
@@ -84,6 +80,7 @@ def state_gradients(
         _, outputs = lax.scan(body, state, (inputs, perturbations))
         return _check.scalar("loss", loss(outputs))
 
+    hidden = hidden_part(cell, state)
     return jax.grad(perturbed_loss)(jnp.zeros((inputs.shape[0], *hidden.shape), hidden.dtype))
 
 
@@ -127,16 +124,3 @@ def gradient_norms(
     """
     gradients = state_gradients(loss, cell, params, inputs, state)
     return jnp.sqrt(jnp.sum(jnp.square(gradients), axis=tuple(range(1, gradients.ndim))))
-
-
-def _hidden(cell: Cell, state: PyTree) -> Any:
-    """Return the hidden state's array, or what a pytree like the state has in its place."""
-    if hasattr(state, "hidden"):
-        return state.hidden
-    leaves = jax.tree.leaves(state)
-    if len(leaves) != 1:
-        raise ValueError(
-            f"cell: got {cell.name}, whose state is {_check.describe(state)}, wanted a state of "
-            "one array or with a field named hidden"
-        )
-    return leaves[0]

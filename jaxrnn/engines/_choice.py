@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell
+from jaxrnn._cell import Cell, checked_cell
 from jaxrnn.engines._checkpointed import checkpointed
 from jaxrnn.engines._engine import Engine
 from jaxrnn.engines._hoisted import hoisted_where_it_can
@@ -49,11 +49,10 @@ def choose_engine(
         >>> print(choice.reason)
         gru shows a gated structure, so weight gradients can leave the backward loop
     """
-    if not isinstance(cell, Cell):
-        raise TypeError(f"cell: got {_check.describe(cell)}, wanted a jaxrnn.Cell")
+    checked_cell("cell", cell)
     _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
     steps, *batch_shape, _ = inputs.shape
-    state = jax.eval_shape(lambda: cell.initial_state(tuple(batch_shape), dtype=inputs.dtype))
+    state = cell.state_spec(tuple(batch_shape), inputs.dtype)
     need = steps * sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
     )

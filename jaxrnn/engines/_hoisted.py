@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, Gated
+from jaxrnn._jaxpr import leaves_read
 from jaxrnn.engines._chunks import nearby_divisor, scan_chunks, scan_distinct
 from jaxrnn.engines._engine import Engine, checked_chunk, leading_shape
 from jaxrnn.engines._layout import turned_kernels, turned_rows
@@ -139,7 +140,7 @@ def hoisted_where_it_can(cell: Cell) -> Engine:
 def chunk_length(gated: Gated, params: Any, state: Any, inputs: Any) -> int:
     """Return how many steps a chunk should have for such arguments."""
     projected = jax.eval_shape(gated.project, params, _first(inputs))
-    recurrent = jax.eval_shape(gated.recur, params, state)
+    recurrent = jax.eval_shape(gated.product, params, state, projected)
     step = _bytes((projected, recurrent, recurrent))
     target = _WORKING_SET.get(jax.default_backend(), _WORKING_SET_OF_ACCELERATORS) // max(step, 1)
     steps = leading_shape(inputs)[0]
@@ -163,7 +164,7 @@ def _forward(options: _Options, params: Any, state: Any, inputs: Any) -> tuple[A
 
     def run_chunk(state, _, inputs):
         def body(state, projected):
-            recurrent = gated.recur(params, state)
+            recurrent = gated.product(params, state, projected)
             new_state, output = gated.activate(params, state, projected, recurrent)
             kept = recurrent if _bytes(recurrent) <= _bytes(state) else None
             return new_state, (output, new_state, kept)
@@ -183,7 +184,7 @@ def _backward(
     gated, chunk, reverse = options.gated, options.chunk, options.reverse
     (params, state, inputs), states, recurrent = residuals
     d_final, d_outputs, d_states = cotangents
-    used = _params_that_activate_uses(gated, params, state, inputs)
+    used, exposes = _uses(gated, params, state, inputs)
     steps, *batch = leading_shape(inputs)
     axes = 1 + len(batch)  # time and batch: all that a product sums over
     kernels, as_params = turned_kernels(params, rows=math.prod(batch))
@@ -195,8 +196,9 @@ def _backward(
         projected, through_project = jax.vjp(
             lambda inputs: _merged(functools.partial(gated.project, params), inputs, axes), inputs
         )
+        exposed = gated.exposed(previous, projected)
         if recurrent is None:
-            recurrent = _merged(functools.partial(gated.recur, params), previous, axes)
+            recurrent = _merged(functools.partial(gated.recur, params), exposed, axes)
 
         def body(carry, step):
             d_state, d_used = carry
@@ -205,10 +207,16 @@ def _backward(
                 d_state = _add(d_state, d_kept)
             _, through_activate = jax.vjp(gated.activate, params, previous, projected, recurrent)
             d_here, d_state, d_projected, d_recurrent = through_activate((d_state, d_output))
-            _, back_to_state = jax.vjp(
-                lambda state: gated.recur(as_params(kernels), state), previous
+            _, through_product = jax.vjp(
+                lambda state, exposing: gated.product(
+                    as_params(kernels), state, _put_at(exposes, projected, exposing)
+                ),
+                previous,
+                _pick(exposes, projected),
             )
-            d_state = _add(d_state, *back_to_state(d_recurrent))
+            d_previous, d_exposing = through_product(d_recurrent)
+            d_state = _add(d_state, d_previous)
+            d_projected = _add_at(exposes, d_projected, d_exposing)
             return (d_state, _add(d_used, _pick(used, d_here))), (d_projected, d_recurrent)
 
         zeros = jax.tree.map(jnp.zeros_like, _pick(used, params))
@@ -222,7 +230,7 @@ def _backward(
         _, through_weights = jax.vjp(
             lambda params: (
                 _merged(lambda rows: gated.project(params, turned_rows(rows)), inputs, axes),
-                _merged(lambda rows: gated.recur(params, turned_rows(rows)), previous, axes),
+                _merged(lambda rows: gated.recur(params, turned_rows(rows)), exposed, axes),
             ),
             params,
         )
@@ -275,15 +283,16 @@ def _merged(function: Callable[[PyTree], PyTree], tree: PyTree, axes: int) -> Py
     return jax.tree.map(lambda leaf: leaf.reshape(*leading, *leaf.shape[1:]), function(merged))
 
 
-def _params_that_activate_uses(gated: Gated, params: Any, state: Any, inputs: Any) -> list[int]:
-    """Return which leaves of params `activate` reads: for most cells none, for peepholes some."""
+def _uses(gated: Gated, params: Any, state: Any, inputs: Any) -> tuple[list[int], list[int]]:
+    """Return which leaves of params `activate` reads, and which of `projected` the product sees.
+
+    For most cells none: the former is for peepholes and the like, the latter for dropout's masks.
+    """
     projected = jax.eval_shape(gated.project, params, _first(inputs))
-    recurrent = jax.eval_shape(gated.recur, params, state)
-    jaxpr = jax.make_jaxpr(gated.activate)(params, state, projected, recurrent).jaxpr
-    read = {id(atom) for equation in jaxpr.eqns for atom in equation.invars}
-    read |= {id(atom) for atom in jaxpr.outvars}
-    count = len(jax.tree.leaves(params))
-    return [number for number in range(count) if id(jaxpr.invars[number]) in read]
+    recurrent = jax.eval_shape(gated.product, params, state, projected)
+    of_params, *_ = leaves_read(gated.activate, params, state, projected, recurrent)
+    _, of_projected = leaves_read(gated.exposed, state, projected)
+    return _places(of_params), _places(of_projected)
 
 
 def _bytes(tree: PyTree) -> int:
@@ -295,6 +304,10 @@ def _first(inputs: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
 
 
+def _places(flags: PyTree) -> list[int]:
+    return [number for number, flag in enumerate(jax.tree.leaves(flags)) if flag]
+
+
 def _pick(numbers: list[int], tree: PyTree) -> list[Any]:
     leaves = jax.tree.leaves(tree)
     return [leaves[number] for number in numbers]
@@ -304,8 +317,12 @@ def _add(left: PyTree, right: PyTree) -> PyTree:
     return jax.tree.map(jnp.add, left, right)
 
 
-def _add_at(numbers: list[int], tree: PyTree, extra: list[Any]) -> PyTree:
+def _put_at(numbers: list[int], tree: PyTree, new: list[Any]) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
-    for number, more in zip(numbers, extra, strict=True):
-        leaves[number] = leaves[number] + more
+    for number, leaf in zip(numbers, new, strict=True):
+        leaves[number] = leaf
     return structure.unflatten(leaves)
+
+
+def _add_at(numbers: list[int], tree: PyTree, extra: list[Any]) -> PyTree:
+    return _put_at(numbers, tree, _add(_pick(numbers, tree), extra))

@@ -22,7 +22,7 @@ class Scan(Engine):
         """Run the cell in one scan."""
 
         def body(state, inputs):
-            state, output = cell.step(params, state, inputs)
+            state, output = cell.advance(params, state, inputs)
             return state, (output, state if keep_states else None)
 
         state, (outputs, states) = lax.scan(

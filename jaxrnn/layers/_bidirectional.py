@@ -17,6 +17,7 @@ def bidirectional(
     backward: Cell | None = None,
     *,
     return_sequences: bool = True,
+    compute_dtype: Any = None,
     engine: Any = None,
 ) -> Layer:
     """Bidirectional layer: outputs of a forward and of a backward pass, side by side.
@@ -31,6 +32,7 @@ def bidirectional(
         backward: the cell that runs from the last to the first; by default the same kind.
         return_sequences: whether to return every step's output, or only the last output that each
             direction computed, as Keras does.
+        compute_dtype: what to multiply by weights in, such as `jnp.bfloat16`, as in `unroll`.
         engine: how to run both; None chooses.
 
     Returns:
@@ -54,7 +56,11 @@ def bidirectional(
         Schuster and Paliwal, "Bidirectional recurrent neural networks", IEEE Transactions on Signal
         Processing 45, 1997.
     """
-    settings = {"return_sequences": return_sequences, "engine": engine}
+    settings: dict[str, Any] = {
+        "return_sequences": return_sequences,
+        "compute_dtype": compute_dtype,
+        "engine": engine,
+    }
     directions = (
         rnn(forward, **settings),
         rnn(forward if backward is None else backward, reverse=True, **settings),
@@ -67,8 +73,15 @@ def bidirectional(
             for direction, k in zip(directions, keys, strict=True)
         )
 
-    def initial_state(batch_shape: tuple[int, ...] = (), *, dtype: Any = jnp.float32):
-        return tuple(direction.initial_state(batch_shape, dtype=dtype) for direction in directions)
+    def initial_state(
+        batch_shape: tuple[int, ...] = (), *, dtype: Any = jnp.float32, params: Any = None
+    ):
+        params = (None, None) if params is None else params
+        _check.entries("params", params, 2)
+        return tuple(
+            direction.initial_state(batch_shape, dtype=dtype, params=of_direction)
+            for direction, of_direction in zip(directions, params, strict=True)
+        )
 
     def apply(
         params: Any, state: Any, inputs: Float[Array, "T *batch I"], *, key=None, **ragged: Any
@@ -77,9 +90,12 @@ def bidirectional(
         if state is None:
             state = (None, None)
         _check.entries("state", state, 2)
+        keys: Any = (None, None)
+        if key is not None:
+            keys = jax.random.split(_check.key("key", key))
         runs = [
-            direction.apply(p, s, inputs, **ragged)
-            for direction, p, s in zip(directions, params, state, strict=True)
+            direction.apply(p, s, inputs, key=k, **ragged)
+            for direction, p, s, k in zip(directions, params, state, keys, strict=True)
         ]
         (forward_state, forwards), (backward_state, backwards) = runs
         return (forward_state, backward_state), jnp.concatenate([forwards, backwards], axis=-1)

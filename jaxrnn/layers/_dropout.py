@@ -39,9 +39,7 @@ def dropout(rate: float) -> Layer:
         15, 2014; Zaremba, Sutskever and Vinyals, "Recurrent neural network regularization", 2014:
         between recurrent layers, never from step to step.
     """
-    rate = _check.real("rate", rate, low=0.0, high=1.0)
-    if rate == 1.0:
-        raise ValueError("rate: got 1.0, wanted less: nothing would be kept")
+    rate = _check.rate("rate", rate)
 
     def init(key, input_size: int | None = None, *, dtype: Any = jnp.float32) -> tuple[()]:
         del key, input_size, dtype

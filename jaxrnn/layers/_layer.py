@@ -18,7 +18,8 @@ class Layer:
     Attributes:
         init: `(key, input_size=None, *, dtype=float32) -> params`. `input_size` is the number of
             features of the inputs, and None where these are integers without features.
-        initial_state: `(batch_shape=(), *, dtype=float32) -> state`, `()` for layers without one.
+        initial_state: `(batch_shape=(), *, dtype=float32, params=None) -> state`, `()` for layers
+            without one; params are needed where they hold the state that a sequence starts from.
         apply: `(params, state, inputs, *, key=None) -> (state, outputs)`, time-major. A state of
             None is the initial one. With a key the layer trains, and draws what it needs at random;
             without, it evaluates.
@@ -34,7 +35,7 @@ class Layer:
         >>> import jax.numpy as jnp, jaxrnn
         >>> double = jaxrnn.Layer(
         ...     init=lambda key, input_size=None, *, dtype=jnp.float32: (),
-        ...     initial_state=lambda batch_shape=(), *, dtype=jnp.float32: (),
+        ...     initial_state=lambda batch_shape=(), *, dtype=jnp.float32, params=None: (),
         ...     apply=lambda params, state, inputs, *, key=None: (state, 2 * inputs),
         ... )
         >>> state, outputs = jaxrnn.serial(double, double).apply(((), ()), None, jnp.ones((3, 1)))
@@ -53,9 +54,11 @@ class Layer:
         return f"Layer({self.name})"
 
 
-def no_state(batch_shape: tuple[int, ...] = (), *, dtype: Any = None) -> tuple[()]:
+def no_state(
+    batch_shape: tuple[int, ...] = (), *, dtype: Any = None, params: Any = None
+) -> tuple[()]:
     """The `initial_state` of a layer that carries nothing."""
-    del batch_shape, dtype
+    del batch_shape, dtype, params
     return ()
 
 

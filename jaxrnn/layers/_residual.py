@@ -1,28 +1,35 @@
-"""Residual: a layer's outputs are added to its inputs."""
+"""Residual: what a layer or a cell computes is added to its inputs."""
 
 import dataclasses
-from typing import Any
+from typing import Any, overload
 
 from jaxtyping import Array, Float
 
 from jaxrnn import _check
+from jaxrnn._cell import Cell
 from jaxrnn.layers._layer import Layer
+from jaxrnn.wrappers._residual import residual_cell
 
 
-def residual(layer: Layer) -> Layer:
-    """Residual layer: what another layer computes is added to its inputs.
+@overload
+def residual(layer: Layer) -> Layer: ...
+@overload
+def residual(layer: Cell) -> Cell: ...
+def residual(layer: Layer | Cell) -> Layer | Cell:
+    """Residual layer, or cell: what another one computes is added to its inputs.
 
         outputs = inputs + layer(inputs)
 
     Args:
-        layer: a layer whose outputs have the shape of its inputs; params and state are its own.
+        layer: a layer or cell whose outputs have the shape of its inputs; params and state are its
+            own.
 
     Returns:
-        A layer from `(T, *batch, I)` to the same shape.
+        A layer from `(T, *batch, I)` to the same shape, or a cell, gated if the given one is.
 
     Raises:
-        TypeError: if `layer` is not a Layer.
-        ValueError: in `apply`, if the outputs' shape is not that of the inputs.
+        TypeError: if `layer` is neither a Layer nor a Cell.
+        ValueError: in `apply` or `step`, if the outputs' shape is not that of the inputs.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -35,8 +42,10 @@ def residual(layer: Layer) -> Layer:
     References:
         He et al., "Deep residual learning for image recognition", 2016, equation 1.
     """
+    if isinstance(layer, Cell):
+        return residual_cell(layer)
     if not isinstance(layer, Layer):
-        raise TypeError(f"layer: got {_check.describe(layer)}, wanted a jaxrnn.Layer")
+        raise TypeError(f"layer: got {_check.describe(layer)}, wanted a jaxrnn.Layer or Cell")
 
     def apply(
         params: Any, state: Any, inputs: Float[Array, "T *batch I"], *, key=None, **ragged: Any

@@ -7,14 +7,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell
+from jaxrnn._cell import Cell, checked_cell
 from jaxrnn._ragged import real_steps
 from jaxrnn._unroll import unroll
 from jaxrnn.layers._layer import Layer
 
 
 def rnn(
-    cell: Cell, *, reverse: bool = False, return_sequences: bool = True, engine: Any = None
+    cell: Cell,
+    *,
+    reverse: bool = False,
+    return_sequences: bool = True,
+    compute_dtype: Any = None,
+    engine: Any = None,
 ) -> Layer:
     """Recurrent layer: a cell unrolled over the sequence.
 
@@ -23,6 +28,7 @@ def rnn(
         reverse: whether to run from the last step to the first. Such a layer can't stream.
         return_sequences: whether to return every step's output, or only that of the step which was
             run last.
+        compute_dtype: what to multiply by weights in, such as `jnp.bfloat16`, as in `unroll`.
         engine: how to run it; None chooses.
 
     Returns:
@@ -42,8 +48,9 @@ def rnn(
         >>> outputs.shape
         (1, 64)
     """
-    if not isinstance(cell, Cell):
-        raise TypeError(f"cell: got {_check.describe(cell)}, wanted a jaxrnn.Cell")
+    checked_cell("cell", cell)
+    if compute_dtype is not None:
+        compute_dtype = _check.float_dtype("compute_dtype", compute_dtype)
     reverse = _check.flag("reverse", reverse)
     return_sequences = _check.flag("return_sequences", return_sequences)
 
@@ -62,10 +69,12 @@ def rnn(
             params,
             inputs,
             state,
+            key=key,
             lengths=lengths,
             mask=mask,
             resets=resets,
             reverse=reverse,
+            compute_dtype=compute_dtype,
             engine=engine,
         )
         if return_sequences:
@@ -77,7 +86,7 @@ def rnn(
         _, output = jax.eval_shape(
             cell.step,
             params,
-            jax.eval_shape(lambda: cell.initial_state(dtype=dtype)),
+            cell.state_spec(dtype=dtype),
             jax.ShapeDtypeStruct((input_size,), dtype),
         )
         return output.shape[-1]

@@ -55,8 +55,16 @@ def serial(*layers: Layer) -> Layer:
                 input_size = output_size(layer, params[-1], input_size, dtype)
         return tuple(params)
 
-    def initial_state(batch_shape: tuple[int, ...] = (), *, dtype: Any = jnp.float32):
-        return tuple(layer.initial_state(batch_shape, dtype=dtype) for layer in layers)
+    def initial_state(
+        batch_shape: tuple[int, ...] = (), *, dtype: Any = jnp.float32, params: Any = None
+    ) -> tuple[Any, ...]:
+        params = (None,) * len(layers) if params is None else params
+        _check.entries("params", params, len(layers))
+        states = []
+        for number, layer in enumerate(layers):
+            with _named(number, layer):
+                states.append(layer.initial_state(batch_shape, dtype=dtype, params=params[number]))
+        return tuple(states)
 
     def apply(
         params: Any, state: Any, inputs: Shaped[Array, "T *batch"], *, key=None, **ragged: Any

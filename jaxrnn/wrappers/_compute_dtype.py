@@ -1,0 +1,70 @@
+"""Mixed precision: products in few bits, everything else in the parameters' own."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from jaxrnn._cell import Cell, Gated, NoisyInputs
+from jaxrnn.wrappers._wrap import with_state
+
+
+@functools.lru_cache(maxsize=1024)
+def computing_in(cell: Cell, dtype: Any) -> Cell:
+    """Wrap a cell so that it multiplies by weights in a dtype of its own.
+
+    Params, state and output keep their dtype, and so do noise and what `activate` does. Of a cell
+    that shows no structure the whole step is computed in `dtype`.
+
+    Args:
+        cell: the cell.
+        dtype: the dtype of its products, such as bfloat16.
+
+    Returns:
+        A cell with the given one's params and state, gated if that is.
+    """
+
+    def operands(inputs: Any) -> Any:
+        if isinstance(inputs, NoisyInputs):
+            return inputs._replace(inputs=inputs.inputs.astype(dtype))
+        return inputs.astype(dtype)
+
+    gated = cell.structure
+    if gated is None:
+
+        def step(params: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
+            own = _dtype(inputs)
+            new_state, output = cell.advance(
+                _cast(params, dtype), _cast(state, dtype), operands(inputs)
+            )
+            new_state, output = with_state(_cast(new_state, own), new_state, output)
+            return new_state, _cast(output, own)
+
+        return cell.replace(step=step)
+
+    def project(params: Any, inputs: Any) -> Any:
+        return _cast(gated.project(_cast(params, dtype), operands(inputs)), _dtype(inputs))
+
+    def recur(params: Any, state: Any) -> Any:
+        recurrent = gated.recur(_cast(params, dtype), _cast(state, dtype))
+        return _cast(recurrent, _dtype(params, state))
+
+    return cell.replace(step=Gated(project, recur, gated.activate, gated.expose))
+
+
+def _dtype(*trees: PyTree) -> Any:
+    """Return the dtype of the floating arrays, which is the same for all."""
+    return next(
+        leaf.dtype for leaf in jax.tree.leaves(trees) if jnp.issubdtype(leaf.dtype, jnp.floating)
+    )
+
+
+def _cast(tree: PyTree, dtype: Any) -> PyTree:
+    """Return a pytree with its floating arrays in another dtype."""
+
+    def of_leaf(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(of_leaf, tree)

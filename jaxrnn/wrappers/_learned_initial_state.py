@@ -1,0 +1,89 @@
+"""A learned initial state: what a sequence starts from is a parameter."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from jaxrnn import _check
+from jaxrnn._cell import Cell, Gated, checked_cell
+
+
+class LearnedInitialStateParams(NamedTuple):
+    """A cell's params, and the state that each sequence starts from, without batch dimensions."""
+
+    cell: Any
+    initial_state: Any
+
+
+def learned_initial_state(cell: Cell) -> Cell:
+    """Learned initial state: params hold the state that a sequence starts from.
+
+        params.initial_state = cell.initial_state(), at first
+        state[-1] = params.initial_state, the same for each sequence
+
+    Wherever no state is given, and at resets, sequences start from it, and its gradient is the sum
+    of theirs. `initial_state` needs the params then: `cell.initial_state((16,), params=params)`.
+
+    Args:
+        cell: any cell.
+
+    Returns:
+        A cell with the same state, whose params are a `LearnedInitialStateParams`; gated if `cell`
+        is. Equal settings give the same object.
+
+    Raises:
+        TypeError: if `cell` is not a cell; in `initial_state`, if there are no params or those of
+            another cell.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> cell = jaxrnn.learned_initial_state(jaxrnn.gru(4))
+        >>> params, xs = cell.init(jax.random.key(0), 3), jnp.ones((5, 16, 3))
+        >>> def loss(params):
+        ...     return jaxrnn.unroll(cell, params, xs)[1].sum()
+        >>> jax.grad(loss)(params).initial_state.hidden.shape
+        (4,)
+
+    References:
+        Hinton's lectures, "Neural networks for machine learning", 2012, lecture 7c (learning the
+        initial states).
+    """
+    return _learned_initial_state(checked_cell("cell", cell))
+
+
+@functools.cache
+def _learned_initial_state(cell: Cell) -> Cell:
+    name = f"learned_initial_state({cell.name})"
+
+    def init(key: jax.Array, input_size: int, dtype: Any) -> LearnedInitialStateParams:
+        params = cell.init(key, input_size, dtype=dtype)
+        return LearnedInitialStateParams(params, cell.initial_state(dtype=dtype, params=params))
+
+    def learned_state(params: Any, batch_shape: tuple[int, ...], dtype: Any) -> PyTree:
+        if not isinstance(params, LearnedInitialStateParams):
+            raise TypeError(
+                f"params: got {_check.describe(params)}, wanted a LearnedInitialStateParams for "
+                f"{name}"
+            )
+        state = params.initial_state
+        _check.tree("params.initial_state", state, cell.state_spec((), dtype), f"for {name}")
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape)), state)
+
+    gated = cell.structure
+    if gated is None:
+
+        def step(params: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
+            return cell.advance(params.cell, state, inputs)
+
+    else:
+        step = Gated(
+            project=lambda params, inputs: gated.project(params.cell, inputs),
+            recur=lambda params, state: gated.recur(params.cell, state),
+            activate=lambda params, *others: gated.activate(params.cell, *others),
+            expose=gated.expose,
+        )
+
+    return cell.replace(init=init, step=step, learned_state=learned_state, name=name)

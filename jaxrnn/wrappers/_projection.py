@@ -1,0 +1,122 @@
+"""Recurrent projection: fewer numbers go back than there are units."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxrnn import _check, initializers
+from jaxrnn._cell import Cell, Gated, checked_cell, hidden_part, with_hidden
+from jaxrnn._jaxpr import leaves_read
+from jaxrnn.initializers import Initializer
+from jaxrnn.wrappers._wrap import checked_gated, with_state
+
+
+class ProjectionParams(NamedTuple):
+    """A cell's params, with `recurrent_kernel` `(P, G*H)`, and the projection of its units."""
+
+    cell: Any
+    projection: Float[Array, "H P"]
+
+
+def projection(
+    cell: Cell, size: int, *, projection_init: Initializer = initializers.glorot_uniform
+) -> Cell:
+    """Recurrent projection: a cell's hidden state is projected to fewer numbers.
+
+        hidden, cell = step(hidden, cell)
+        hidden = hidden @ projection
+
+    An LSTM with it is known as LSTMP, PyTorch's `LSTM(proj_size=P)`: its recurrent kernel has
+    P rows, so that many units cost little. `projection` acts after the step's nonlinearity, so its
+    own gradient is the one that engines can't take out of the backward loop.
+
+    Args:
+        cell: a gated cell whose params have a `recurrent_kernel` `(H, G*H)`, and whose hidden state
+            is used in the recurrent product only: an LSTM, with peepholes or without, or an Elman
+            network. A GRU mixes its old hidden state into the new one, and so can't be projected.
+        size: P, from 1 to H.
+        projection_init: initialiser of `projection`, `(H, P)`.
+
+    Returns:
+        A gated cell whose params are a `ProjectionParams`, and whose output and hidden state are
+        `(*batch, P)`; equal settings give the same object. The recurrent kernel is at first the
+        first P rows of what the cell's own initialiser draws.
+
+    Raises:
+        TypeError: if a setting is of the wrong kind.
+        ValueError: if `size` is not from 1 to H, or the cell is none that can be projected.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> cell = jaxrnn.projection(jaxrnn.lstm(64), 16)
+        >>> params = cell.init(jax.random.key(0), 32)
+        >>> state, outputs = jaxrnn.unroll(cell, params, jnp.ones((5, 32)))
+        >>> outputs.shape, state.cell.shape, params.cell.recurrent_kernel.shape
+        ((5, 16), (64,), (16, 256))
+
+    References:
+        Sak, Senior and Beaufays, "Long short-term memory based recurrent neural network
+        architectures for large vocabulary speech recognition", 2014, equations 7 to 12, without
+        the second projection.
+    """
+    checked_cell("cell", cell)
+    size = _check.size("size", size)
+    units = _projectable_units(cell)
+    if size > units:
+        raise ValueError(f"size: got {size}, wanted at most the {units} units of {cell.name}")
+    return _projection(cell, size, _check.function("projection_init", projection_init))
+
+
+def _projectable_units(cell: Cell) -> int:
+    """Return H of a cell of which only the recurrent product sees the hidden state."""
+    gated = checked_gated("cell", cell, "projection")
+    params, state = cell.params_spec(1), cell.state_spec()
+    if not hasattr(params, "recurrent_kernel"):
+        raise ValueError(
+            f"cell: got {cell.name} with params {_check.describe(params)}, wanted some with a "
+            "recurrent_kernel, such as those of jaxrnn.lstm"
+        )
+    projected = jax.eval_shape(gated.project, params, jax.ShapeDtypeStruct((1,), jnp.float32))
+    recurrent = jax.eval_shape(gated.product, params, state, projected)
+    _, of_state, *_ = leaves_read(gated.activate, params, state, projected, recurrent)
+    if gated.expose is not None or hidden_part(cell, of_state):
+        raise ValueError(
+            f"cell: got {cell.name}, which uses its old hidden state elsewhere than in the "
+            "recurrent product, wanted one such as jaxrnn.lstm; wrap what is projected, not "
+            "the other way round"
+        )
+    return hidden_part(cell, state).shape[-1]
+
+
+@functools.cache
+def _projection(cell: Cell, size: int, projection_init: Initializer) -> Cell:
+    gated = checked_gated("cell", cell, "projection")
+
+    def init(key: jax.Array, input_size: int, dtype: Any) -> ProjectionParams:
+        of_cell, of_projection = jax.random.split(key)
+        params = cell.init(of_cell, input_size, dtype=dtype)
+        shape = (params.recurrent_kernel.shape[0], size)
+        return ProjectionParams(
+            params._replace(recurrent_kernel=params.recurrent_kernel[:size]),
+            initializers.draw(projection_init, of_projection, shape, dtype),
+        )
+
+    def initial_state(batch_shape: tuple[int, ...], dtype: Any) -> PyTree:
+        state = cell.initial_state(batch_shape, dtype=dtype)
+        return with_hidden(state, hidden_part(cell, state)[..., :size])
+
+    def activate(params: Any, *others: Any) -> tuple[Any, Any]:
+        new_state, output = gated.activate(params.cell, *others)
+        projected = hidden_part(cell, new_state) @ params.projection
+        return with_state(with_hidden(new_state, projected), new_state, output)
+
+    step = Gated(
+        project=lambda params, inputs: gated.project(params.cell, inputs),
+        recur=lambda params, state: gated.recur(params.cell, state),
+        activate=activate,
+    )
+    name = f"projection({cell.name})"
+    return cell.replace(init=init, initial_state=initial_state, step=step, name=name)

@@ -1,0 +1,145 @@
+"""What wrappers from cell to cell share.
+
+A wrapper that changes a cell's new state must change its output too where that is a part of the
+state. The rule: an output array that is the same object as an array of the new state is that part
+of the state, and the changed part takes its place (`with_state`). So a cell should return the very
+array, as in `return State(hidden), hidden`, and not make it twice.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import PyTree
+
+from jaxrnn import _check
+from jaxrnn._cell import Cell, Gated, NoisyInputs
+
+
+class Beside(NamedTuple):
+    """What a wrapper's `project` returns: the inner cell's, and what passes it by."""
+
+    inner: Any
+    beside: Any
+
+
+def after_step(
+    cell: Cell,
+    split: Callable[[Any], tuple[Any, Any]],
+    finish: Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]],
+) -> Callable[..., tuple[Any, Any]]:
+    """Return a step that goes on from where the cell's own ends, gated if that is.
+
+    Args:
+        cell: the inner cell.
+        split: `inputs -> (inner_inputs, beside)`: what the inner cell takes and what passes it.
+        finish: `(params, state, beside, new_state, output) -> (state, output)`, pointwise, where
+            `state` is that before the step.
+
+    Returns:
+        The wrapper's step.
+    """
+    gated = cell.structure
+    if gated is None:
+
+        def step(params: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
+            inner, beside = split(inputs)
+            return finish(params, state, beside, *cell.advance(params, state, inner))
+
+        return step
+
+    # What the inner cell doesn't take goes with its projections, past all that needs the state.
+    def project(params: Any, inputs: Any) -> Beside:
+        inner, beside = split(inputs)
+        return Beside(gated.project(params, inner), beside)
+
+    def activate(params: Any, state: Any, projected: Beside, recurrent: Any) -> tuple[Any, Any]:
+        new = gated.activate(params, state, projected.inner, recurrent)
+        return finish(params, state, projected.beside, *new)
+
+    def expose(state: Any, projected: Beside) -> Any:
+        return gated.exposed(state, projected.inner)
+
+    return Gated(project, gated.recur, activate, None if gated.expose is None else expose)
+
+
+def with_state(changed: PyTree, new_state: PyTree, output: PyTree) -> tuple[PyTree, PyTree]:
+    """Return `changed` in the place of `new_state`, and in the output too where it is a part."""
+    pairs = zip(jax.tree.leaves(new_state), jax.tree.leaves(changed), strict=True)
+    places = {id(old): new for old, new in pairs}
+    return changed, jax.tree.map(lambda leaf: places.get(id(leaf), leaf), output)
+
+
+def innermost(projected: Any) -> PyTree:
+    """Return what the innermost cell projects, without anything beside it."""
+    return innermost(projected.inner) if isinstance(projected, Beside) else projected
+
+
+def map_innermost(function: Callable[[PyTree], PyTree], projected: Any) -> Any:
+    """Apply a function to what the innermost cell projects, and to nothing beside it."""
+    if isinstance(projected, Beside):
+        return projected._replace(inner=map_innermost(function, projected.inner))
+    return function(projected)
+
+
+def learned_beneath(cell: Cell) -> Callable[..., PyTree] | None:
+    """Return the `learned_state` of a wrapper whose params have the cell's as a field `cell`."""
+    learned_state = cell.learned_state
+    if learned_state is None:
+        return None
+    return lambda params, batch_shape, dtype: learned_state(params.cell, batch_shape, dtype)
+
+
+def drawing(
+    cell: Cell, own: Callable[[jax.Array, tuple[int, ...], Any], PyTree]
+) -> Callable[..., tuple[PyTree, PyTree]]:
+    """Return the `draw` of a wrapper: its own noise, and that of the cell in it, or None."""
+
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> tuple[PyTree, PyTree]:
+        if cell.draw is None:
+            return own(key, shape, dtype), None
+        of_wrapper, of_cell = jax.random.split(key)
+        return own(of_wrapper, shape, dtype), cell.draw(of_cell, shape, dtype)
+
+    return draw
+
+
+def split_noise(inputs: Any) -> tuple[Any, PyTree]:
+    """Undo `drawing`: return what the inner cell takes, and the wrapper's noise or None."""
+    if not isinstance(inputs, NoisyInputs):
+        return inputs, None
+    own, inner = inputs.noise
+    return inputs.inputs if inner is None else NoisyInputs(inputs.inputs, inner), own
+
+
+def for_each_part(
+    name: str, value: Any, cell: Cell, check: Callable[[str, Any], float]
+) -> tuple[float, ...]:
+    """Return one checked number for each array of a cell's state.
+
+    Args:
+        name: what the argument is called.
+        value: a number for them all, or a pytree like the state.
+        cell: the cell.
+        check: `(name, value) -> number`.
+    """
+    spec = cell.state_spec()
+    if jax.tree_util.treedef_is_leaf(jax.tree.structure(value)):
+        return (check(name, value),) * len(jax.tree.leaves(spec))
+    if jax.tree.structure(value) != jax.tree.structure(spec):
+        raise TypeError(
+            f"{name}: got {_check.describe(value)}, wanted a number, or one for each part of "
+            f"{cell.name}'s state {_check.describe(spec)}"
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(value)
+    return tuple(check(f"{name}{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves)
+
+
+def checked_gated(name: str, value: Any, wrapper: str) -> Gated:
+    """Return the structure of `value`, a gated cell, which `wrapper` needs."""
+    if value.structure is None:
+        raise ValueError(
+            f"{name}: got {value.name}, whose step shows no structure, wanted a jaxrnn.Gated one "
+            f"for {wrapper}"
+        )
+    return value.structure

@@ -1,0 +1,82 @@
+"""Zoneout: some units keep their old state."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxrnn import _check
+from jaxrnn._cell import Cell, checked_cell
+from jaxrnn.wrappers._wrap import after_step, drawing, for_each_part, split_noise, with_state
+
+
+def zoneout(cell: Cell, rate: float | PyTree) -> Cell:
+    """Zoneout: in training, each unit keeps its old state with probability `rate` at each step.
+
+        state[t] = keep * state[t - 1] + (1 - keep) * step(state[t - 1]),  keep ~ Bernoulli(rate)
+
+    Where dropout would set a unit to zero, zoneout leaves it as it is, so that information and
+    gradients pass. Without a key, in evaluation, `keep` is `rate`, its mean. All arrays are
+    computed from the old state before any is kept, so that an LSTM's new hidden state is that of
+    its new cell state, as in the paper.
+
+    Args:
+        cell: any cell.
+        rate: the probability, from 0 up to but not 1: a number for the whole state, or a pytree
+            like the state for each part, such as `LSTMState(hidden=0.05, cell=0.5)`.
+
+    Returns:
+        A cell with the same params and state, gated if `cell` is; equal settings give the same
+        object. Its output is what became of the state, where the cell's is a part of that.
+
+    Raises:
+        TypeError: if `cell` is not a cell, or `rate` neither a number nor like the state.
+        ValueError: if a rate is not in [0, 1).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> cell = jaxrnn.zoneout(jaxrnn.lstm(64), jaxrnn.LSTMState(hidden=0.05, cell=0.5))
+        >>> params, xs = cell.init(jax.random.key(0), 3), jnp.ones((5, 16, 3))
+        >>> state, outputs = jaxrnn.unroll(cell, params, xs, key=jax.random.key(1))  # trains
+        >>> state, outputs = jaxrnn.unroll(cell, params, xs)                         # evaluates
+        >>> outputs.shape
+        (5, 16, 64)
+
+    References:
+        Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden activations",
+        2017, section 3.2.
+    """
+    checked_cell("cell", cell)
+    return _zoneout(cell, for_each_part("rate", rate, cell, _check.rate))
+
+
+@functools.cache
+def _zoneout(cell: Cell, rates: tuple[float, ...]) -> Cell:
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> list[Array | None]:
+        spec = jax.tree.leaves(cell.state_spec())
+        keys = jax.random.split(key, len(rates))
+        return [
+            jax.random.bernoulli(k, rate, (*shape, *leaf.shape)).astype(dtype) if rate else None
+            for k, rate, leaf in zip(keys, rates, spec, strict=True)
+        ]
+
+    def mixed(
+        rate: float, keep: Float[Array, "*batch H"] | None, old: Array, new: Array
+    ) -> Float[Array, "*batch H"]:
+        if rate == 0:
+            return new
+        return rate * old + (1 - rate) * new if keep is None else jnp.where(keep > 0, old, new)
+
+    def finish(params: Any, state: Any, keeps: Any, new_state: Any, output: Any) -> tuple[Any, Any]:
+        keeps = [None] * len(rates) if keeps is None else keeps
+        new, treedef = jax.tree.flatten(new_state)
+        parts = map(mixed, rates, keeps, jax.tree.leaves(state), new)
+        return with_state(treedef.unflatten(parts), new_state, output)
+
+    return cell.replace(
+        step=after_step(cell, split_noise, finish),
+        draw=drawing(cell, draw),
+        name=f"zoneout({cell.name})",
+    )
