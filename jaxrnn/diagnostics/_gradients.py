@@ -157,13 +157,12 @@ def gradient_norms(
 
         By layer, of a stack that reads integers:
 
-        >>> model = jaxrnn.serial(jaxrnn.embedding(5, 3), jaxrnn.rnn(cell), jaxrnn.rnn(cell))
-        >>> params = model.init(jax.random.key(0))
-        >>> norms = jax.jit(lambda params: jaxrnn.diagnostics.gradient_norms(
-        ...     lambda outputs: outputs[-1].sum(), model, params, jnp.zeros((50, 2), int)
-        ... ))(params)
+        >>> model = jaxrnn.serial(jaxrnn.embedding(5, 3), jaxrnn.rnn(cell))
+        >>> norms = jaxrnn.diagnostics.gradient_norms(
+        ...     jnp.sum, model, (jnp.ones((5, 3)), params), jnp.zeros((50, 2), int)
+        ... )
         >>> norms.shape
-        (50, 2)
+        (50, 1)
     """
     by_unit = _check.flag("by_unit", by_unit)
     gradients = state_gradients(loss, cell, params, inputs, state, part=part)
