@@ -323,14 +323,15 @@ def _find(
     """Return the suspect whose remedy helps most; only then is a sequence just too long."""
     explodes = layer.verdict == "explodes"
     *evident, length = suspects(run, float(layer.horizon.decay_rate), explodes=explodes)
-    before = _reach(layer.norms, fraction)
+    reach = functools.partial(_reach, fraction=fraction, explodes=explodes)
+    before = reach(layer.norms)
 
     def tried(suspect: Suspect) -> tuple[float, Finding]:
         finding = Finding(number, *suspect[:3], layer.horizon)
         if suspect.mend is None:
             return 1.0, finding
         norms = measure(suspect.mend(run))
-        return _reach(norms, fraction) / before, finding._replace(after=_horizon(norms, fraction))
+        return reach(norms) / before, finding._replace(after=_horizon(norms, fraction))
 
     # Without a remedy to try the evidence stands; of equals the first is taken.
     trials = [tried(suspect) for suspect in evident]
@@ -341,15 +342,19 @@ def _find(
     return trials[0][1] if trials and gain <= _HELPS else finding
 
 
-def _reach(norms: np.ndarray, fraction: float) -> float:
-    """Return how many steps back the norm stays within the fraction, and its inverse."""
+def _reach(norms: np.ndarray, *, fraction: float, explodes: bool) -> float:
+    """Return how many steps back the norm stays within the fraction and its inverse.
+
+    What explodes is mended where it does so no more, however soon it dies.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.abs(np.log(norms[::-1] / norms[-1]))
+        logs = np.log(norms[::-1] / norms[-1])
+    logs = logs if explodes else np.abs(logs)
     # Not a number is not within it, either.
     outside = ~(logs <= -np.log(max(fraction, 1e-300)))
     if not outside.any():
         # The flatter, the better, beyond the sequence's start.
-        return len(norms) * (1 + 1 / (1 + logs.max()))
+        return len(norms) * (1 + 1 / (1 + np.abs(logs).max()))
     return max(int(outside.argmax()), 1)
 
 
