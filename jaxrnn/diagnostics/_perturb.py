@@ -14,7 +14,7 @@ from jax.extend import core as jex_core
 from jaxtyping import Array, PyTree
 
 # Calls that only wrap other equations, under all the names that JAX's releases give them.
-_WRAPPERS = {"pjit", "jit", "closed_call", "core_call", "checkpoint", "remat2"}
+WRAPPERS = {"pjit", "jit", "closed_call", "core_call", "checkpoint", "remat2"}
 
 
 def perturb_state(step: Callable[..., Any], parts: Sequence[int]) -> Callable[..., Any]:
@@ -64,15 +64,15 @@ def _evaluate(jaxpr: Any, consts: Any, args: list, index: int, addition: Array) 
         operands = [read(atom) for atom in equation.invars]
         place = _find(target, equation.outvars)
         if place is None:
-            results = _evaluate_one(jaxpr, equation, operands)
-        elif equation.primitive.name in _WRAPPERS:
+            results = evaluate_one(jaxpr, equation, operands)
+        elif equation.primitive.name in WRAPPERS:
             # Go inside, as what depends on the new state may be in there with it.
-            inner, inner_consts = _inner(equation)
+            inner, inner_consts = inner_jaxpr(equation)
             results = _evaluate(inner, inner_consts, operands, place, addition)
             disturbed = True
         else:
             _check_visible(jaxpr, equation, target)
-            results = _evaluate_one(jaxpr, equation, operands)
+            results = evaluate_one(jaxpr, equation, operands)
             results[place] = lax.add(results[place], addition)
             disturbed = True
         values.update(zip(equation.outvars, results, strict=True))
@@ -89,8 +89,8 @@ def _origin(jaxpr: Any, variable: Any) -> Any:
     """Return the variable whose value a variable has, where wrappers only pass it through."""
     for equation in jaxpr.eqns:
         place = _find(variable, equation.outvars)
-        if place is not None and equation.primitive.name in _WRAPPERS:
-            inner, _ = _inner(equation)
+        if place is not None and equation.primitive.name in WRAPPERS:
+            inner, _ = inner_jaxpr(equation)
             entry = _find(_origin(inner, inner.outvars[place]), inner.invars)
             if entry is not None:
                 return _origin(jaxpr, equation.invars[entry])
@@ -101,7 +101,7 @@ def _find(variable: Any, variables: Any) -> int | None:
     return next((place for place, other in enumerate(variables) if other is variable), None)
 
 
-def _inner(equation: Any) -> tuple[Any, Any]:
+def inner_jaxpr(equation: Any) -> tuple[Any, Any]:
     """Return the jaxpr that a wrapper holds, and its constants: some are closed and some open."""
     inner = equation.params["jaxpr"]
     return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
@@ -122,7 +122,7 @@ def _check_visible(jaxpr: Any, equation: Any, target: Any) -> None:
         )
 
 
-def _evaluate_one(jaxpr: Any, equation: Any, operands: list) -> list:
+def evaluate_one(jaxpr: Any, equation: Any, operands: list) -> list:
     """Evaluate one equation, as a jaxpr of its own: JAX's public way to do that."""
     known = {
         atom: value

@@ -66,7 +66,7 @@ def suspects(run: Run, rate: float, *, explodes: bool) -> list[Suspect]:
     if gated is not None and not explodes:
         found += _of_activations(run, gated)
     found += _of_kernel(run, explodes=explodes)
-    forget = _forget_entries(run) if gated is not None else np.zeros(())
+    forget = _forget_entries(run)
     if forget.any() and not explodes:
         found += _of_forget_gate(run, forget)
     return [*found, _length(run, rate, forget, explodes=explodes)]
@@ -89,7 +89,7 @@ def _of_activations(run: Run, gated: Gated) -> list[Suspect]:
                 steep and (lambda run: run._replace(cell=steep)),
             )
         )
-    share = float(jnp.mean(saturation(run.cell, run.params, run.inputs, run.state)))  # pyright: ignore[reportArgumentType]
+    share = float(jnp.mean(saturation(run.cell, run.params, run.inputs, run.state)))
     flat = f"; {share:.0%} of the units are saturated"
     resting = gated.project(run.params, jnp.zeros_like(run.inputs[:1]))
     driven = gated.project(run.params, run.inputs)
@@ -137,7 +137,7 @@ def _of_kernel(run: Run, *, explodes: bool) -> list[Suspect]:
 
 
 def _of_forget_gate(run: Run, entries: np.ndarray) -> list[Suspect]:
-    gates = gate_statistics(run.cell, run.params, run.inputs, run.state)  # pyright: ignore[reportArgumentType]
+    gates = gate_statistics(run.cell, run.params, run.inputs, run.state)
     forget = float(jnp.mean(gates.forget))
     if forget >= _LOW_FORGET:
         return []
@@ -231,10 +231,14 @@ def _forget_entries(run: Run) -> np.ndarray:
     def forget(bias: Array) -> Array:
         params = _replaced(nothing, "bias", bias)
         state = jax.tree.map(jnp.zeros_like, run.state)
-        gates = gate_statistics(run.cell, params, jnp.zeros_like(run.inputs[:1]), state)  # pyright: ignore[reportArgumentType]
+        gates = gate_statistics(run.cell, params, jnp.zeros_like(run.inputs[:1]), state)
         return jnp.mean(gates.forget)
 
-    return np.sign(np.nan_to_num(jax.jit(jax.grad(forget))(jnp.zeros_like(bias))))
+    try:
+        slopes = jax.jit(jax.grad(forget))(jnp.zeros_like(bias))
+    except ValueError:  # its products are out of sight
+        return np.zeros(())
+    return np.sign(np.nan_to_num(slopes))
 
 
 def _root_mean_square(tree: PyTree) -> float:
