@@ -13,6 +13,7 @@ from tests.tolerances import FLOAT32
 
 H, I = 16, 4
 ELMAN, LSTM, GRU = jaxrnn.elman(H), jaxrnn.lstm(H), jaxrnn.gru(H)
+GRU_BEFORE = jaxrnn.gru(H, reset_after=False)
 LOGISTIC = jaxrnn.elman(H, activation=jax.nn.sigmoid)
 RELU = jaxrnn.elman(H, activation=jax.nn.relu)
 IDENTITY = jaxrnn.elman(H, activation=jax.nn.identity)
@@ -39,7 +40,7 @@ def drawn(cell, rng, features=I) -> Any:
     if isinstance(params, jaxrnn.LSTMParams):
         fields["bias"][H : 2 * H] = 1.0
     if isinstance(params, jaxrnn.GRUParams):
-        fields["recurrent_bias"] = np.zeros(gates * H)
+        fields["recurrent_bias"] = params.recurrent_bias and np.zeros(gates * H)
     return jax.tree.map(jnp.float32, type(params)(**fields))
 
 
@@ -93,6 +94,9 @@ BROKEN = [
     Broken("overflow", "spectral radius too large", IDENTITY, 300, kernel_times(1.6), loss=mean),
     Broken("closed_lstm", "forget bias too low", LSTM, 20, bias_set(-3.0, 1)),
     Broken("closed_gru", "forget bias too low", GRU, 20, bias_set(-4.0, 1), loss=mean),
+    Broken(
+        "closed_gru_without_structure", "forget bias too low", GRU_BEFORE, 20, bias_set(-4.0, 1)
+    ),
     Broken("large_inputs", "input scale", ELMAN, 10, input_scale=50.0),
     Broken("logistic", "flat activation", LOGISTIC, 10),
     Broken("dead_relu", "saturation", RELU, 10, bias_set(-5.0, 0), loss=lambda o: o[-1].sum()),
@@ -218,6 +222,22 @@ def test_an_output_without_time_and_a_bare_step():
     )
 
 
+@pytest.mark.slow
+def test_evidence_stands_where_its_remedy_cannot_be_tried():
+    cell = jaxrnn.lstm(H, use_bias=False)
+    params = drawn(LSTM, np.random.default_rng(0))._replace(bias=None)
+    found = report(last, cell, params, normal(np.random.default_rng(1), 40), write=None)
+    assert found.cause == "forget bias too low"
+    assert found.findings[0].after is None
+
+
+def test_a_loss_that_is_not_a_number():
+    _, cell, params, inputs = arguments(BROKEN[0])
+    found = report(lambda outputs: jnp.log(-(outputs**2)).sum(), cell, params, inputs, write=None)
+    assert found.cause == "not finite"
+    assert "the loss is nan" in found.findings[0].evidence
+
+
 def test_the_page():
     _, cell, params, inputs = arguments(BROKEN[0])
     pages = []
@@ -225,11 +245,12 @@ def test_the_page():
     assert pages == [str(found)]
     for words in ("40 steps", "0 elman", "radius is 0.3", "orthogonal", "horizon 4 steps", "@@|"):
         assert words in pages[0]
-    assert max(map(len, pages[0].splitlines())) < 130
+    assert max(map(len, pages[0].splitlines())) <= 100
 
 
 def test_it_prints_unless_told_not_to(capsys):
-    arguments_of_nan = arguments(BROKEN[9])
+    (with_nan,) = (row for row in BROKEN if row.name == "stack_with_nan")
+    arguments_of_nan = arguments(with_nan)
     report(*arguments_of_nan)
     assert "params[2].bias: got NaN or infinity" in capsys.readouterr().out
     report(*arguments_of_nan, write=None)

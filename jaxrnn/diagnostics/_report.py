@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import textwrap
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -178,7 +179,11 @@ def _examine(
 ) -> GradientReport:
     runs, outputs = _runs(model, params, inputs, state)
     steps = len(runs[0].inputs)
-    last = _last_heeded(loss, outputs, runs[0])
+    last, value = _last_heeded(loss, outputs, runs[0])
+    if not np.isfinite(value) and all(map(_is_finite, jax.tree.leaves(outputs))):
+        evidence = f"the loss is {value}, of outputs that are finite"
+        remedy = "a look at the loss"
+        return GradientReport(steps, (), (Finding(None, "not finite", evidence, remedy),))
     if last is None:
         evidence = "the loss's derivative with respect to every output is 0"
         remedy = "a loss that depends on the outputs"
@@ -261,17 +266,23 @@ def _has_time(leaf: Array, run: Run) -> bool:
     return leaf.ndim >= run.inputs.ndim and len(leaf) == len(run.inputs)
 
 
-def _last_heeded(loss: Callable[[Any], Array], outputs: Any, run: Run) -> int | None:
-    """Return the last step whose output has any effect on the loss, None if there is none."""
+def _last_heeded(loss: Callable[[Any], Array], outputs: Any, run: Run) -> tuple[int | None, float]:
+    """Return the last step whose output has any effect on the loss, if any has, and the loss."""
     last = -1
-    gradient = jax.grad(lambda outputs: _check.scalar("loss", loss(outputs)))(outputs)
+    value, gradient = jax.value_and_grad(lambda outputs: _check.scalar("loss", loss(outputs)))(
+        outputs
+    )
     for leaf in jax.tree.leaves(gradient):
         if not _has_time(leaf, run):
             leaf = jnp.zeros((len(run.inputs), *leaf.shape), leaf.dtype).at[-1].set(leaf)
         # What isn't a number isn't 0 either.
         heeded = np.asarray(leaf != 0).any(axis=tuple(range(1, leaf.ndim)))
         last = max(last, *np.flatnonzero(heeded), -1)
-    return None if last < 0 else int(last)
+    return None if last < 0 else int(last), float(value)
+
+
+def _is_finite(leaf: Array) -> bool:
+    return bool(jnp.isfinite(leaf).all())
 
 
 def _at_step(loss: Callable[[Any], Array], step: int, run: Run) -> Callable[[Any], Array]:
@@ -333,13 +344,15 @@ def _find(
         norms = measure(suspect.mend(run))
         return reach(norms) / before, finding._replace(after=_horizon(norms, fraction))
 
-    # Without a remedy to try the evidence stands; of equals the first is taken.
     trials = [tried(suspect) for suspect in evident]
     best = max(trials, key=lambda trial: trial[0], default=None)
     if best is not None and best[0] > _HELPS:
         return best[1]
+    # Evidence whose remedy couldn't be tried stands; evidence whose remedy is of no use doesn't, if
+    # another helps.
+    untried = [finding for _, finding in trials if finding.after is None]
     gain, finding = tried(length)
-    return trials[0][1] if trials and gain <= _HELPS else finding
+    return [*untried, *(trial[1] for trial in trials if gain <= _HELPS), finding][0]
 
 
 def _reach(norms: np.ndarray, *, fraction: float, explodes: bool) -> float:
@@ -379,16 +392,18 @@ def _page(report: GradientReport) -> list[str]:
         return [*lines, "The gradient reaches the first step in every recurrent layer."]
     for finding in report.findings:
         where = "the model" if finding.layer is None else _title(report, finding.layer)
-        lines += [
-            f"{where}: {finding.cause}",
-            f"  evidence  {finding.evidence}",
-            f"  remedy    {finding.remedy}",
-        ]
+        lines.append(f"{where}: {finding.cause}")
+        lines += _paragraph("evidence", finding.evidence)
+        lines += _paragraph("remedy", finding.remedy)
         if finding.before is not None and finding.after is not None:
             before, after = (_horizon_text(each) for each in (finding.before, finding.after))
-            lines.append(f"  tried     horizon {before} before, {after} with it")
+            lines += _paragraph("tried", f"horizon {before} before; {after} with it")
         lines.append("")
     return lines[:-1]
+
+
+def _paragraph(title: str, text: str) -> list[str]:
+    return textwrap.wrap(text, 100, initial_indent=f"  {title:<10}", subsequent_indent=" " * 12)
 
 
 def _count(number: float, what: str) -> str:

@@ -67,7 +67,7 @@ def suspects(run: Run, rate: float, *, explodes: bool) -> list[Suspect]:
         found += _of_activations(run, gated)
     found += _of_kernel(run, explodes=explodes)
     forget = _forget_entries(run)
-    if forget.any() and not explodes:
+    if not explodes:
         found += _of_forget_gate(run, forget)
     return [*found, _length(run, rate, forget, explodes=explodes)]
 
@@ -137,14 +137,19 @@ def _of_kernel(run: Run, *, explodes: bool) -> list[Suspect]:
 
 
 def _of_forget_gate(run: Run, entries: np.ndarray) -> list[Suspect]:
-    gates = gate_statistics(run.cell, run.params, run.inputs, run.state)
+    try:
+        gates = gate_statistics(run.cell, run.params, run.inputs, run.state)
+    except ValueError:  # its products are out of sight
+        return []
     forget = float(jnp.mean(gates.forget))
-    if forget >= _LOW_FORGET:
+    if not 0 < forget < _LOW_FORGET:
         return []
     evidence = (
         f"the forget gates are {forget:.2f} on average, a time constant of "
-        f"{-1 / np.log(max(forget, 1e-30)):.1f} steps against {len(run.inputs)}"
+        f"{-1 / np.log(forget):.1f} steps against {len(run.inputs)}"
     )
+    if not entries.any():
+        return [Suspect("forget bias too low", evidence, "a bias that opens them", None)]
     return [Suspect("forget bias too low", evidence, *_chrono(run, entries))]
 
 
@@ -152,7 +157,7 @@ def _length(run: Run, rate: float, forget: np.ndarray, *, explodes: bool) -> Sus
     """Return the suspect that is left where the cell itself is in order."""
     length = len(run.inputs)
     evidence = (
-        f"nothing is wrong with the cell, but a factor of {np.exp(-rate):.3g} a step, over "
+        f"no fault was found in the cell, but a factor of {np.exp(-rate):.3g} a step, over "
         f"{length} steps, is too {'much' if explodes else 'little'}"
     )
     if forget.any() and not explodes:
