@@ -1,5 +1,6 @@
 """The gradient-flow laboratory against NumPy loops that disturb the hidden state at each step."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -511,6 +512,19 @@ def test_a_state_without_a_hidden_part_is_refused():
     cell = own_cell(step, lambda batch, dtype: (jnp.zeros((*batch, H)), jnp.zeros((*batch, H))))
     with pytest.raises(ValueError, match=r"cell: got own, .* or with a field named hidden"):
         state_gradients(loss, cell, *random_problem_specs())
+
+
+def test_a_layer_that_masks_its_steps_is_refused():
+    cell = jaxrnn.gru(H)
+    params, inputs, state = jax.tree.map(np.float32, random_problem(cell))
+    plain = jaxrnn.rnn(cell)
+
+    def apply(params, state, inputs, **options):
+        return plain.apply(params, state, inputs, lengths=jnp.array([1, 2]), **options)
+
+    masked = dataclasses.replace(plain, apply=apply)
+    with pytest.raises(ValueError, match=r"cell: got a layer that gives \['lengths'\] to unroll"):
+        state_gradients(loss, masked, params, inputs, state)
 
 
 def test_a_part_that_is_not_floating_is_refused():

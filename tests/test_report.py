@@ -223,6 +223,19 @@ def test_an_output_without_time_and_a_bare_step():
 
 
 @pytest.mark.slow
+def test_parameters_are_found_however_deep_they_are():
+    _, _, params, inputs = arguments(BROKEN[0])
+    deep = jaxrnn.Cell(
+        init=lambda key, size, dtype: {"cell": (ELMAN.init(key, size, dtype=dtype),)},
+        initial_state=lambda batch_shape, dtype: ELMAN.initial_state(batch_shape, dtype=dtype),
+        step=lambda params, state, inputs: ELMAN.step(params["cell"][0], state, inputs),
+    )
+    finding: Any = report(last, deep, {"cell": (params,)}, inputs, write=None).findings[0]
+    assert finding.cause == "spectral radius too small"
+    assert finding.after.steps > 2 * finding.before.steps
+
+
+@pytest.mark.slow
 def test_evidence_stands_where_its_remedy_cannot_be_tried():
     cell = jaxrnn.lstm(H, use_bias=False)
     params = drawn(LSTM, np.random.default_rng(0))._replace(bias=None)

@@ -41,10 +41,11 @@ def run_model(
 ) -> Any:
     """Return a model's outputs, with each of its cells run by `unroll`, in the order of layers."""
 
-    def checked_unroll(cell, params, inputs, state=None, *, reverse=False, engine=None, **ragged):
+    def checked_unroll(cell, params, inputs, state=None, *, reverse=False, engine=None, **others):
         del engine
-        if any(value is not None for value in ragged.values()):
-            raise ValueError(f"{sorted(ragged)}: got some, wanted sequences of full length")
+        given = [name for name, value in others.items() if value is not None]
+        if given:
+            raise ValueError(f"cell: got a layer that gives {given} to unroll, wanted one without")
         _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
         if isinstance(cell, Cell):
             batch_shape = inputs.shape[1:-1]

@@ -1,7 +1,6 @@
 """What may be wrong with a cell whose gradient dies or explodes: evidence and remedies."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -259,20 +258,27 @@ def _recurrent_kernels(params: PyTree) -> list[np.ndarray] | None:
     return np.split(np.asarray(kernel, np.float64), kernel.shape[1] // kernel.shape[0], axis=-1)
 
 
+def _place(params: PyTree, name: str) -> int | None:
+    """Return which leaf of the parameters has a name, however deep it is; None if not just one."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    keys = [
+        getattr(path[-1], "name", getattr(path[-1], "key", None)) if path else None
+        for path in paths
+    ]
+    return keys.index(name) if keys.count(name) == 1 else None
+
+
 def _field(params: PyTree, name: str) -> Any:
-    """Return a field of a dictionary, a NamedTuple or a dataclass, None if there is none."""
-    if isinstance(params, Mapping):
-        return params.get(name)
-    replaceable = hasattr(params, "_replace") or dataclasses.is_dataclass(params)
-    return getattr(params, name, None) if replaceable else None
+    """Return the parameter of a name, None if there is none."""
+    place = _place(params, name)
+    return None if place is None else jax.tree.leaves(params)[place]
 
 
 def _replaced(params: PyTree, name: str, value: Array) -> PyTree:
-    if isinstance(params, Mapping):
-        return {**params, name: value}
-    if dataclasses.is_dataclass(params):
-        return dataclasses.replace(params, **{name: value})  # pyright: ignore[reportArgumentType]
-    return params._replace(**{name: value})
+    leaves, treedef = jax.tree.flatten(params)
+    place = _place(params, name)
+    new = [value if number == place else leaf for number, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(treedef, new)
 
 
 def _with(run: Run, name: str, value: Array) -> Run:
