@@ -1,6 +1,6 @@
 """Recurrent networks as pure functions in JAX, and the laboratory for their gradients."""
 
-from jaxrnn import diagnostics, initializers, losses, regularizers, tasks
+from jaxrnn import diagnostics, initializers, losses, plots, regularizers, tasks
 from jaxrnn._cell import Cell, Gated, NoisyInputs
 from jaxrnn._unroll import unroll
 from jaxrnn._unroll_loss import unroll_loss
@@ -95,6 +95,7 @@ __all__ = [
     "lstm",
     "metrics_writer",
     "peephole_lstm",
+    "plots",
     "projection",
     "recurrent_dropout",
     "regularizers",

@@ -1,5 +1,6 @@
 """Bounds, saturation and gates against NumPy's equations of the cells."""
 
+import functools
 import itertools
 from typing import Any
 
@@ -121,6 +122,62 @@ def test_a_grus_forget_gate(float64):
         np.testing.assert_allclose(got.forget[t], z.mean(-1), **FLOAT64)
 
 
+@pytest.mark.parametrize("name", ["elman", "lstm", "gru"])
+def test_a_bare_step_shows_what_the_cells_structure_does(float64, name):
+    cell, arguments, *_ = numpy_problem(name)
+    for measure in (gate_statistics, functools.partial(saturation, threshold=0.2)):
+        wanted = measure(cell, *arguments)
+        got = measure(jax.jit(cell.step), *arguments)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+
+
+def test_a_gru_with_reset_before(float64):
+    cell, arguments, params, inputs, states = numpy_problem("gru_reset_before")
+    gates = gate_statistics(cell, *arguments)
+    got = saturation(cell, *arguments, threshold=0.1)
+    assert got.shape == (T, 2, 3)
+    wr, wz, wn = np.split(params.kernel, 3, axis=-1)
+    ur, uz, un = np.split(params.recurrent_kernel, 3, axis=-1)
+    br, bz, bn = np.split(params.bias, 3)
+
+    def advance(h, x, disturbance):
+        r = sigmoid(x @ wr + br + h @ ur + disturbance[0])
+        z = sigmoid(x @ wz + bz + h @ uz + disturbance[1])
+        n = np.tanh(x @ wn + bn + (r * h) @ un + disturbance[2])
+        return (1 - z) * n + z * h, z
+
+    for t, (h,) in enumerate(states[:-1]):
+        (_, z), effects = advance(h, inputs[t], np.zeros((3, H))), np.zeros((2, 3, H))
+        np.testing.assert_allclose(gates.forget[t], z.mean(-1), **FLOAT64)
+        for place in np.ndindex(3, H):
+            disturbance = np.zeros((3, H), complex)
+            disturbance[place] = 1e-30j
+            effects[:, *place] = np.abs(advance(h, inputs[t], disturbance)[0].imag / 1e-30).max(-1)
+        np.testing.assert_allclose(got[t], np.mean(effects < 0.1, -1), **FLOAT64)
+
+
+def test_products_out_of_sight_or_none_at_all():
+    cell = jaxrnn.elman(H)
+    params, inputs, state = problem(cell)
+
+    def hidden(params, state, inputs):
+        return jax.lax.cond(inputs.sum() > 0, cell.step, cell.step, params, state, inputs)
+
+    for measure in (saturation, gate_statistics):
+        with pytest.raises(ValueError, match="a matrix product of its state in a `cond`, wanted"):
+            measure(hidden, params, inputs, state)
+
+    def leaky(params, state, inputs):
+        return 0.5 * state, state
+
+    ones = array(np.ones((2, H)), np.float32)
+    np.testing.assert_allclose(gate_statistics(leaky, (), inputs, ones).forget, 0.5)
+    with pytest.raises(ValueError, match="a step without a matrix product of its state"):
+        saturation(leaky, (), inputs, ones)
+    with pytest.raises(TypeError, match="state: got None, wanted a state"):
+        saturation(leaky, (), inputs)
+
+
 def test_an_elman_network_has_no_forget_gate():
     cell = jaxrnn.elman(H)
     params, inputs, state = problem(cell)
@@ -150,8 +207,6 @@ def test_jit_and_vmap(measure):
 def test_bad_sequences(measure):
     cell = jaxrnn.gru(H)
     params, inputs, state = problem(cell)
-    with pytest.raises(ValueError, match="cell: got gru_reset_before, whose step shows no struct"):
-        measure(jaxrnn.gru(H, reset_after=False), params, inputs, state)
     with pytest.raises(TypeError, match="cell: got str 'gru'"):
         measure("gru", params, inputs, state)
     with pytest.raises(ValueError, match="inputs: got NaN or infinity"):

@@ -1,5 +1,7 @@
 """Initialisers: what they draw, in every dtype, and that they are memoised."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,6 +119,66 @@ def test_chrono():
     assert times.std() == pytest.approx(98 / np.sqrt(12), rel=0.03)
 
 
+@functools.cache
+def horizon_of(activation):
+    """Return a function from a recurrent kernel to its network's horizon and decay rate."""
+    cell = jaxrnn.elman(32, activation=activation)
+    rng = np.random.default_rng(0)
+    kernel = jnp.float32(rng.normal(size=(2, 32)) / 4)
+    inputs = jnp.float32(0.3 * rng.normal(size=(100, 4, 2)))
+    weights = jnp.float32(rng.normal(size=32))
+
+    @jax.jit
+    def measure(recurrent_kernel):
+        params = jaxrnn.ElmanParams(kernel, recurrent_kernel, jnp.zeros(32))
+        norms = jaxrnn.diagnostics.gradient_norms(
+            lambda outputs: (outputs[-1] @ weights).sum(), cell, params, inputs
+        )
+        horizon = jaxrnn.diagnostics.gradient_horizon(norms)
+        return horizon.steps, horizon.decay_rate
+
+    return lambda init: [float(part) for part in measure(init(KEY, (32, 32), jnp.float32))]
+
+
+def gaussian(size):
+    return lambda key, shape, dtype: size * jax.random.normal(key, shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("activation", "worse", "better"),
+    [
+        # Saxe et al.: no shrinking at gain 1, where each of a Gaussian matrix's products spreads.
+        (jax.nn.identity, gaussian(32**-0.5), initializers.orthogonal()),
+        # And in a nonlinear network a gain above 1 makes up for the activation.
+        (jnp.tanh, initializers.orthogonal(0.8), initializers.orthogonal()),
+        (jnp.tanh, initializers.orthogonal(), initializers.orthogonal(1.1)),
+        # Le et al. compare with a Gaussian matrix of small weights.
+        (jax.nn.relu, gaussian(0.001), initializers.identity()),
+        (jax.nn.relu, initializers.orthogonal(), initializers.identity()),
+        # Jaeger: the memory fades the more slowly, the closer the radius is to 1.
+        (jnp.tanh, initializers.scaled_gaussian(0.5), initializers.scaled_gaussian(0.95)),
+        (jax.nn.relu, gaussian(32**-0.5), initializers.near_identity()),
+        (jax.nn.identity, initializers.near_identity(0.3), initializers.near_identity(0.01)),
+    ],
+)
+def test_remedies_bring_the_gradients_decay_nearer_to_none(activation, worse, better):
+    (steps, rate), (longer, slower) = map(horizon_of(activation), (worse, better))
+    assert longer >= steps
+    assert abs(slower) < abs(rate) / 1.5
+
+
+def test_horizons_of_linear_networks_are_what_the_papers_say():
+    measure = horizon_of(jax.nn.identity)
+    for gain in (0.9, 1.0, 1.1):
+        assert measure(initializers.orthogonal(gain))[1] == pytest.approx(-np.log(gain), abs=1e-4)
+    # The largest eigenvalue decides in the end; the first steps know of the others, too.
+    _, rate = measure(initializers.scaled_gaussian(0.9))
+    assert rate == pytest.approx(-np.log(0.9), abs=0.02)
+    # No more than `noise` nats a step, within the spread of a matrix of 32 units.
+    for noise in (0.1, 0.01):
+        assert abs(measure(initializers.near_identity(noise))[1]) < 1.5 * noise
+
+
 def test_chrono_lengthens_the_memory_and_the_horizon_of_an_lstm():
     cell = jaxrnn.lstm(16)
     plain = cell.init(KEY, 2)
@@ -133,7 +195,89 @@ def test_chrono_lengthens_the_memory_and_the_horizon_of_an_lstm():
     assert times[1] > 2 * times[0]
 
 
-@pytest.mark.parametrize("make", [initializers.scaled_gaussian, initializers.near_identity])
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_unitary(dtype):
+    with x64():
+        matrix = np.asarray(initializers.unitary()(KEY, (20, 20), jnp.dtype(dtype)))
+    assert matrix.dtype == dtype
+    # Products of 20 factors, rounded to 6e-8 or 1e-16.
+    error = {"complex64": 1e-6, "complex128": 1e-14}[dtype]
+    np.testing.assert_allclose(matrix @ matrix.conj().T, np.eye(20), atol=error)
+    np.testing.assert_allclose(np.abs(np.linalg.eigvals(matrix)), 1, atol=10 * error)
+
+
+def test_unitary_is_drawn_by_haars_measure():
+    size, count = 4, 4000
+    keys = jax.random.split(KEY, count)
+    draw = functools.partial(initializers.unitary(), shape=(size, size))
+    matrices = np.asarray(jax.vmap(draw)(keys))
+    powers, traces = matrices, []
+    for power in (1, 2, 3):
+        traces.append(np.trace(powers, axis1=-2, axis2=-1))
+        powers = powers @ matrices
+        # Diaconis and Shahshahani: mean 0, mean square modulus `power` up to `size`. Moduli squared
+        # are about exponential, so n draws are off by that mean / sqrt(n).
+        square = np.abs(traces[-1]) ** 2
+        assert abs(traces[-1].mean()) < 5 * np.sqrt(power / count)
+        assert square.mean() == pytest.approx(power, rel=5 / np.sqrt(count))
+    # The phases of all eigenvalues are spread evenly: Kolmogorov and Smirnov's distance, with 2.0
+    # for one in a thousand if they were independent; as they repel one another it is less.
+    phases = np.sort(np.angle(np.linalg.eigvals(matrices)).ravel()) / (2 * np.pi) + 0.5
+    distance = np.abs(phases - np.arange(phases.size) / phases.size).max()
+    assert distance < 2.0 / np.sqrt(phases.size)
+    # What NumPy's factorisation alone gives is not: its R has a real positive diagonal or not, and
+    # the check sees that.
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=(2, count, size, size))
+    planted = np.linalg.qr(normal[0] + 1j * normal[1])[0]
+    square = np.abs(np.trace(planted, axis1=-2, axis2=-1)) ** 2
+    assert square.mean() != pytest.approx(1, rel=5 / np.sqrt(count))
+
+
+def test_a_unitary_kernel_carries_a_complex_state_for_ever():
+    """By Arjovsky et al. no gradient vanishes; scaled Gaussian ones with radius 0.9 do."""
+
+    def cell_of(recurrent_init):
+        def init(key, input_size, dtype):
+            del input_size
+            return recurrent_init(key, (8, 8), jnp.result_type(dtype, jnp.complex64))
+
+        def initial_state(batch_shape, dtype):
+            return jnp.zeros((*batch_shape, 8), jnp.result_type(dtype, jnp.complex64))
+
+        def step(params, state, inputs):
+            state = state @ params + inputs
+            return state, state.real
+
+        return jaxrnn.Cell(init, initial_state, step, name="complex")
+
+    inputs = jnp.ones((300, 1))
+    for init, lasts in [
+        (initializers.unitary(), True),
+        (lambda *draw: 0.9 * initializers.unitary()(*draw), False),
+    ]:
+        cell = cell_of(init)
+        params = cell.init(KEY, 1)
+        norms = jaxrnn.diagnostics.gradient_norms(
+            lambda outputs: outputs[-1].sum(), cell, params, inputs
+        )
+        horizon = jaxrnn.diagnostics.gradient_horizon(norms)
+        wanted = 0 if lasts else -np.log(0.9)
+        np.testing.assert_allclose(horizon.decay_rate, wanted, atol=1e-5)
+        assert np.isinf(horizon.steps) == lasts
+
+
+def test_unitary_refuses_real_dtypes_and_a_precision_that_is_not_enabled():
+    assert initializers.unitary() is initializers.unitary()
+    with pytest.raises(TypeError, match="dtype: got float32, wanted complex64 or complex128"):
+        initializers.unitary()(KEY, (3, 3), jnp.float32)
+    with pytest.raises(ValueError, match="dtype complex128: got float64, which JAX turns into"):
+        initializers.unitary()(KEY, (3, 3), np.complex128)
+
+
+@pytest.mark.parametrize(
+    "make", [initializers.scaled_gaussian, initializers.near_identity, initializers.unitary]
+)
 def test_square_shapes_only(make):
     with pytest.raises(ValueError, match=r"shape: got \(3, 4\), wanted a square"):
         make()(KEY, (3, 4), jnp.float32)

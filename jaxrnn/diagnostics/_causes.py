@@ -10,9 +10,10 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell
+from jaxrnn._cell import Cell, Gated
 from jaxrnn._jaxpr import primitives
-from jaxrnn.diagnostics._tangents import checked_state, finite
+from jaxrnn.diagnostics._products import with_products
+from jaxrnn.diagnostics._tangents import Step, checked_state, finite, flatten, step_of
 
 # What a number of one unit gets into those of others by.
 _MIXING = ("dot_general", "conv_general", "reduce_", "cum", "sort")
@@ -104,7 +105,7 @@ def pascanu_bound(
 
 
 def saturation(
-    cell: Cell,
+    cell: Cell | Step,
     params: PyTree,
     inputs: Float[Array, "T *batch I"],
     state: PyTree | None = None,
@@ -123,8 +124,12 @@ def saturation(
     it is the derivative of what the gate does: a gate that is saturated, or that has nothing to
     pass on, lets no gradient through to its weights.
 
+    A step that shows no structure is searched for its matrix products of the state, and their
+    results take the place of `recurrent`. As other products may follow, each unit of one may move
+    all of the new state, and counts if it moves none of it by `threshold`.
+
     Args:
-        cell: a cell that shows its structure, `jaxrnn.Gated`.
+        cell: the cell, or a bare function `(params, state, inputs) -> (state, output)`.
         params: its parameters.
         inputs: the sequence `(T, *batch, I)`.
         state: the state before the first step; `cell.initial_state` if None.
@@ -132,12 +137,16 @@ def saturation(
 
     Returns:
         Shares from 0 to 1, `(T, *batch, G)`, for the G arrays that the cell's `recur` returns: one
-        for an Elman network, i f g o for an LSTM, r z n for a GRU. Memory is O(T * G).
+        for an Elman network, i f g o for an LSTM, r z n for a GRU. A product that is a multiple of
+        the state's units wide is taken for as many gates, in the order in which they are packed.
+        Memory is O(T * G), and without a structure O(N) times a step's products besides, for a
+        state of N floats.
 
     Raises:
         TypeError: if an argument is of another kind, dtype or cell.
-        ValueError: if the cell shows no gated structure or its `activate` isn't pointwise, shapes
-            don't fit one another, or (outside of a trace) inputs, params or state aren't finite.
+        ValueError: if the step shows no structure and no matrix product of its state can be seen,
+            or shows one whose `activate` isn't pointwise, shapes don't fit one another, or (outside
+            of a trace) inputs, params or state aren't finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -150,13 +159,13 @@ def saturation(
         Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
         networks", 2010, section 3.
     """
-    state = _checked_gated(cell, params, inputs, state)
+    state = checked_state(cell, params, inputs, state)
     threshold = _check.real("threshold", threshold, low=0.0)
     return _saturation(params, state, inputs, cell=cell, threshold=threshold)
 
 
 def gate_statistics(
-    cell: Cell,
+    cell: Cell | Step,
     params: PyTree,
     inputs: Float[Array, "T *batch I"],
     state: PyTree | None = None,
@@ -164,17 +173,19 @@ def gate_statistics(
     """Mean forget gate of each step, and the time constant that it implies.
 
     A unit's forget gate is taken to be the factor on its own old state where no weights come
-    between, the derivative of `activate` with the recurrent product held fixed:
+    between, the derivative of the new state with all matrix products held fixed:
 
         gate[t] = max over parts of d state[t].part / d state[t - 1].part
         forget[t] = mean over units of gate[t]
         time_constant[t] = -1 / log(forget[t])
 
     For an LSTM that is `f`, the factor on the cell state; for a GRU `z`. An Elman network has none,
-    which gives 0.
+    which gives 0. Of a step that shows no structure the products are searched for; what mixes its
+    units otherwise than by matrix products has no such factor, and gives no sensible one.
 
     Args:
-        cell: a cell that shows its structure, `jaxrnn.Gated`, with gates of at least 0.
+        cell: the cell, with gates of at least 0, or a bare function `(params, state, inputs) ->
+            (state, output)`.
         params: its parameters.
         inputs: the sequence `(T, *batch, I)`.
         state: the state before the first step; `cell.initial_state` if None.
@@ -184,8 +195,9 @@ def gate_statistics(
 
     Raises:
         TypeError: if an argument is of another kind, dtype or cell.
-        ValueError: if the cell shows no gated structure or its `activate` isn't pointwise, shapes
-            don't fit one another, or (outside of a trace) inputs, params or state aren't finite.
+        ValueError: if the step shows no structure and has a product of its state out of sight, as
+            in a `lax.scan`, or mixes units otherwise, shapes don't fit one another, or (outside of
+            a trace) inputs, params or state aren't finite.
 
     Example:
         With no input an LSTM's forget gate is at first the logistic function of its bias:
@@ -202,7 +214,7 @@ def gate_statistics(
     References:
         Tallec and Ollivier, "Can recurrent neural networks warp time?", 2018, section 2.
     """
-    state = _checked_gated(cell, params, inputs, state)
+    state = checked_state(cell, params, inputs, state)
     forget = _forget(params, state, inputs, cell=cell)
     return GateStatistics(forget, -1 / jnp.log(forget))
 
@@ -213,44 +225,6 @@ def _checked_square(name: str, value: Any) -> Array:
         raise ValueError(f"{name}: got {_check.describe(value)}, wanted a square matrix")
     finite(name, value)
     return jnp.asarray(value)
-
-
-def _checked_gated(cell: Cell, params: PyTree, inputs: Array, state: PyTree | None) -> PyTree:
-    if not isinstance(cell, Cell):
-        raise TypeError(f"cell: got {_check.describe(cell)}, wanted a jaxrnn.Cell")
-    if cell.structure is None:
-        raise ValueError(
-            f"cell: got {cell.name}, whose step shows no structure, wanted a jaxrnn.Gated one"
-        )
-    return checked_state(cell, params, inputs, state)
-
-
-def _by_step(cell, params, state, inputs, measure):
-    """Return `measure(activate, state, recurrent)` of each step, where `activate` takes the two."""
-    structure = cell.structure
-
-    def body(state, inputs):
-        projected = structure.project(params, inputs)
-        recurrent = structure.product(params, state, projected)
-
-        def activate(state, recurrent):
-            return structure.activate(params, state, projected, recurrent)[0]
-
-        return activate(state, recurrent), measure(activate, state, recurrent)
-
-    return lax.scan(body, state, inputs)[1]
-
-
-def _diagonal(cell: Cell, function: Callable[[PyTree], PyTree], at: PyTree) -> Callable:
-    """Return the derivative of a pointwise function, or raise if it mixes units."""
-    _, derivative = jax.linearize(function, at)
-    mixing = [name for name in primitives(derivative, at) if name.startswith(_MIXING)]
-    if mixing:
-        raise ValueError(
-            f"cell: got {cell.name}, in whose activate one unit reaches others, by "
-            f"{', '.join(sorted(mixing))}; wanted a pointwise one"
-        )
-    return derivative
 
 
 def _one_at_a_time(tree: PyTree) -> list[PyTree]:
@@ -267,28 +241,117 @@ def _one_at_a_time(tree: PyTree) -> list[PyTree]:
     ]
 
 
+def _structure(cell: Cell | Step) -> Gated | None:
+    return cell.structure if isinstance(cell, Cell) else None
+
+
 @functools.partial(jax.jit, static_argnames=("cell", "threshold"), inline=True)
 def _saturation(params, state, inputs, *, cell, threshold):
-    def measure(activate, state, recurrent):
-        derivative = _diagonal(cell, lambda recurrent: activate(state, recurrent), recurrent)
-        shares = []
-        for tangent in _one_at_a_time(recurrent):
-            parts = [jnp.abs(part) for part in jax.tree.leaves(derivative(tangent))]
-            largest = functools.reduce(jnp.maximum, parts)
-            shares.append(jnp.mean(largest < threshold, axis=-1, dtype=largest.dtype))
-        return jnp.stack(shares, axis=-1)
+    gated = _structure(cell)
 
-    return _by_step(cell, params, state, inputs, measure)
+    def body(state, inputs):
+        if gated is None:
+            state, effects = _effects_of_products(cell, params, state, inputs)
+        else:
+            state, effects = _effects_of_recurrent(gated, params, state, inputs)
+        shares = [jnp.mean(effect < threshold, axis=-1, dtype=effect.dtype) for effect in effects]
+        return state, jnp.stack(shares, axis=-1)
+
+    return lax.scan(body, state, inputs)[1]
+
+
+def _effects_of_recurrent(
+    gated: Gated, params: PyTree, state: PyTree, inputs: Array
+) -> tuple[PyTree, list[Float[Array, "*batch H"]]]:
+    """Return the new state, and how far each unit of each gate moves it."""
+    projected = gated.project(params, inputs)
+    recurrent = gated.product(params, state, projected)
+    new, derivative = _pointwise(
+        lambda recurrent: gated.activate(params, state, projected, recurrent)[0], recurrent
+    )
+    return new, [_largest(derivative(tangent)) for tangent in _one_at_a_time(recurrent)]
+
+
+def _pointwise(
+    function: Callable[[PyTree], PyTree], at: PyTree
+) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """Return a pointwise function's value and derivative, or raise if it mixes units."""
+    value, derivative = jax.linearize(function, at)
+    mixing = [name for name in primitives(derivative, at) if name.startswith(_MIXING)]
+    if mixing:
+        raise ValueError(
+            f"cell: got an activate in which one unit reaches others, by "
+            f"{', '.join(sorted(mixing))}, wanted a pointwise one"
+        )
+    return value, derivative
+
+
+def _effects_of_products(
+    cell: Cell | Step, params: PyTree, state: PyTree, inputs: Array
+) -> tuple[PyTree, list[Float[Array, "*batch H"]]]:
+    """Do as `_effects_of_recurrent`, for a step whose products have to be found."""
+
+    def advance(state: PyTree) -> PyTree:
+        return step_of(cell)(params, state, inputs)[0]
+
+    products = []
+
+    def record(product: Array) -> Array:
+        products.append(jax.ShapeDtypeStruct(product.shape, product.dtype))
+        return product
+
+    jax.eval_shape(with_products(advance, record), state)
+    if not products:
+        raise ValueError("cell: got a step without a matrix product of its state, wanted one")
+
+    def moved(disturbances: list[Array]) -> tuple[Float[Array, "*batch N"], PyTree]:
+        remaining = iter(disturbances)
+        new = with_products(advance, lambda product: product + next(remaining))(state)
+        return flatten(new, inputs.ndim - 1), new
+
+    zeros = [jnp.zeros(product.shape, product.dtype) for product in products]
+    flat, backward, new = jax.vjp(moved, zeros, has_aux=True)
+    # Sequences don't mix, so that one cotangent serves all of a batch.
+    cotangents = jnp.broadcast_to(
+        jnp.expand_dims(jnp.eye(flat.shape[-1], dtype=flat.dtype), range(1, flat.ndim)),
+        (flat.shape[-1], *flat.shape),
+    )
+    (effects,) = jax.vmap(backward)(cotangents)
+    units = jax.tree.leaves(state)[0].shape[-1]
+    gates = []
+    for effect in effects:
+        largest = jnp.max(jnp.abs(effect), axis=0)
+        width = largest.shape[-1]
+        gates += jnp.split(largest, width // units if width % units == 0 else 1, axis=-1)
+    return new, gates
+
+
+def _largest(parts: PyTree) -> Array:
+    return functools.reduce(jnp.maximum, [jnp.abs(part) for part in jax.tree.leaves(parts)])
 
 
 @functools.partial(jax.jit, static_argnames=("cell",), inline=True)
 def _forget(params, state, inputs, *, cell):
-    def measure(activate, state, recurrent):
-        derivative = _diagonal(cell, lambda state: activate(state, recurrent), state)
+    def body(state, inputs):
+        new, derivative = _pointwise(_held(cell, params, state, inputs), state)
         factors = [
             jax.tree.leaves(derivative(tangent))[place]
             for place, tangent in enumerate(_one_at_a_time(state))
         ]
-        return jnp.mean(functools.reduce(jnp.maximum, factors), axis=-1)
+        return new, jnp.mean(functools.reduce(jnp.maximum, factors), axis=-1)
 
-    return _by_step(cell, params, state, inputs, measure)
+    return lax.scan(body, state, inputs)[1]
+
+
+def _held(
+    cell: Cell | Step, params: PyTree, state: PyTree, inputs: Array
+) -> Callable[[PyTree], PyTree]:
+    """Return a step's function of the state, with the products of the state held as they are."""
+    gated = _structure(cell)
+    if gated is None:
+        return with_products(
+            lambda state: step_of(cell)(params, state, inputs)[0], lax.stop_gradient
+        )
+    projected = gated.project(params, inputs)
+    recurrent = gated.product(params, state, projected)
+    return lambda state: gated.activate(params, state, projected, recurrent)[0]

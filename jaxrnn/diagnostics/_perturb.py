@@ -1,11 +1,11 @@
-"""A cell's step with a hook on its new state, found in the step's own jaxpr.
+"""A cell's step with hooks on its new state, found in the step's own jaxpr.
 
 The total derivative with respect to a state needs every path that leaves it: into the next step,
 and into this step's own output. Outputs are computed from the new state inside `step`, so the state
 has to be disturbed there, at the place where it is made.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,26 +14,38 @@ from jax.extend import core as jex_core
 from jaxtyping import Array, PyTree
 
 # Calls that only wrap other equations, under all the names that JAX's releases give them.
-_WRAPPERS = {"pjit", "jit", "closed_call", "core_call", "checkpoint", "remat2"}
+WRAPPERS = {"pjit", "jit", "closed_call", "core_call", "checkpoint", "remat2"}
 
 
-def perturb_state(step: Callable[..., Any], part: int) -> Callable[..., Any]:
-    """Return a step that takes, last, an array to add to the new state where it is made.
+def perturb_state(step: Callable[..., Any], parts: Sequence[int]) -> Callable[..., Any]:
+    """Return a step that takes, last, arrays to add to parts of the new state where they are made.
 
     Args:
         step: `(params, state, inputs) -> (state, output)`.
-        part: which leaf of the new state to disturb.
+        parts: which leaves of the new state to disturb.
 
     Returns:
-        `(params, state, inputs, perturbation) -> (state, output)`. All that `step` computes from
-        that part of the new state, be it the output or another part, is computed from the disturbed
-        one. It raises a ValueError where these paths can't be seen, as inside of a `lax.cond`.
+        `(params, state, inputs, perturbations) -> (state, output)`, with a perturbation for each of
+        `parts`. All that `step` computes from such a part of the new state, be it the output or
+        another part, is computed from the disturbed one. It raises a ValueError where these paths
+        can't be seen, as inside of a `lax.cond`.
     """
 
-    def perturbed(params: PyTree, state: PyTree, inputs: PyTree, perturbation: Array):
-        closed, shapes = jax.make_jaxpr(step, return_shape=True)(params, state, inputs)
-        arguments = jax.tree.leaves((params, state, inputs))
-        outputs = _evaluate(closed.jaxpr, closed.consts, arguments, part, perturbation)
+    def perturbed(params: PyTree, state: PyTree, inputs: PyTree, perturbations: Sequence[Array]):
+        function = step
+        # One after the other: the next one's jaxpr has the last one's addition in it.
+        for part, perturbation in zip(parts, perturbations, strict=True):
+            function = _perturb_one(function, part, perturbation)
+        return function(params, state, inputs)
+
+    return perturbed
+
+
+def _perturb_one(step: Callable[..., Any], part: int, perturbation: Array) -> Callable[..., Any]:
+    def perturbed(*arguments: PyTree):
+        closed, shapes = jax.make_jaxpr(step, return_shape=True)(*arguments)
+        leaves = jax.tree.leaves(arguments)
+        outputs = _evaluate(closed.jaxpr, closed.consts, leaves, part, perturbation)
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return perturbed
@@ -52,15 +64,15 @@ def _evaluate(jaxpr: Any, consts: Any, args: list, index: int, addition: Array) 
         operands = [read(atom) for atom in equation.invars]
         place = _find(target, equation.outvars)
         if place is None:
-            results = _evaluate_one(jaxpr, equation, operands)
-        elif equation.primitive.name in _WRAPPERS:
+            results = evaluate_one(jaxpr, equation, operands)
+        elif equation.primitive.name in WRAPPERS:
             # Go inside, as what depends on the new state may be in there with it.
-            inner, inner_consts = _inner(equation)
+            inner, inner_consts = inner_jaxpr(equation)
             results = _evaluate(inner, inner_consts, operands, place, addition)
             disturbed = True
         else:
             _check_visible(jaxpr, equation, target)
-            results = _evaluate_one(jaxpr, equation, operands)
+            results = evaluate_one(jaxpr, equation, operands)
             results[place] = lax.add(results[place], addition)
             disturbed = True
         values.update(zip(equation.outvars, results, strict=True))
@@ -77,8 +89,8 @@ def _origin(jaxpr: Any, variable: Any) -> Any:
     """Return the variable whose value a variable has, where wrappers only pass it through."""
     for equation in jaxpr.eqns:
         place = _find(variable, equation.outvars)
-        if place is not None and equation.primitive.name in _WRAPPERS:
-            inner, _ = _inner(equation)
+        if place is not None and equation.primitive.name in WRAPPERS:
+            inner, _ = inner_jaxpr(equation)
             entry = _find(_origin(inner, inner.outvars[place]), inner.invars)
             if entry is not None:
                 return _origin(jaxpr, equation.invars[entry])
@@ -89,7 +101,7 @@ def _find(variable: Any, variables: Any) -> int | None:
     return next((place for place, other in enumerate(variables) if other is variable), None)
 
 
-def _inner(equation: Any) -> tuple[Any, Any]:
+def inner_jaxpr(equation: Any) -> tuple[Any, Any]:
     """Return the jaxpr that a wrapper holds, and its constants: some are closed and some open."""
     inner = equation.params["jaxpr"]
     return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
@@ -110,7 +122,7 @@ def _check_visible(jaxpr: Any, equation: Any, target: Any) -> None:
         )
 
 
-def _evaluate_one(jaxpr: Any, equation: Any, operands: list) -> list:
+def evaluate_one(jaxpr: Any, equation: Any, operands: list) -> list:
     """Evaluate one equation, as a jaxpr of its own: JAX's public way to do that."""
     known = {
         atom: value

@@ -1,0 +1,80 @@
+"""A cell, a bare step or a stack of layers, all run by one function, cell by cell."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+from jaxtyping import Array, PyTree
+
+from jaxrnn import _check
+from jaxrnn._cell import Cell
+from jaxrnn.diagnostics._tangents import Step, finite
+from jaxrnn.layers import Layer
+from jaxrnn.layers._layer import no_state
+from jaxrnn.wrappers._compute_dtype import computing_in
+
+Model = Cell | Step | Layer
+# `(cell, params, inputs, state, *, reverse) -> (state, outputs)`.
+Unroll = Callable[..., tuple[Any, Any]]
+
+
+def checked_model(model: Model, params: PyTree, inputs: Array, state: PyTree | None) -> Model:
+    """Check what is to be run as far as that can be done before running it."""
+    if isinstance(model, Layer):
+        if not model.ragged:
+            raise ValueError(f"cell: got {model.name}, wanted a layer that unrolls a cell")
+    elif not isinstance(model, Cell):
+        if not callable(model):
+            raise TypeError(
+                f"cell: got {_check.describe(model)}, wanted a jaxrnn.Cell, a jaxrnn.Layer or a "
+                "function (params, state, inputs) -> (state, output)"
+            )
+        if state is None:
+            raise TypeError("state: got None, wanted a state, as a bare step makes none")
+    for name, tree in (("params", params), ("inputs", inputs), ("state", state)):
+        finite(name, tree)
+    return model
+
+
+def run_model(
+    model: Model, params: PyTree, inputs: Array, state: PyTree | None, unroll: Unroll
+) -> Any:
+    """Return a model's outputs, with each of its cells run by `unroll`, in the order of layers."""
+
+    def checked_unroll(
+        cell,
+        params,
+        inputs,
+        state=None,
+        *,
+        reverse=False,
+        compute_dtype=None,
+        engine=None,
+        **others,
+    ):
+        del engine
+        given = [name for name, value in others.items() if value is not None]
+        if given:
+            raise ValueError(f"cell: got a layer that gives {given} to unroll, wanted one without")
+        _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
+        if isinstance(cell, Cell):
+            state = cell.checked_state(params, state, inputs, batch_shape=inputs.shape[1:-1])
+            if compute_dtype is not None:
+                cell = computing_in(cell, compute_dtype)
+        # A weakly typed state would make JAX trace the loop twice.
+        state = jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), state)
+        return unroll(cell, params, inputs, state, reverse=reverse)
+
+    return as_layer(model).apply(params, state, inputs, unroll=checked_unroll)[1]
+
+
+def as_layer(model: Model) -> Layer:
+    """Return a layer, or a cell or bare step as a layer, to be applied with an `unroll`."""
+    if isinstance(model, Layer):
+        return model
+
+    def apply(params: Any, state: Any, inputs: Any, *, unroll: Unroll) -> tuple[Any, Any]:
+        return unroll(model, params, inputs, state)
+
+    return Layer(no_state, no_state, apply, getattr(model, "name", "step"), ragged=True)

@@ -1,0 +1,87 @@
+"""A step's matrix products, found in its own jaxpr: what a step that shows no structure hides.
+
+Between two of them everything is pointwise, but for the rare step that mixes its units otherwise.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend import core as jex_core
+from jaxtyping import Array, PyTree
+
+from jaxrnn.diagnostics._perturb import WRAPPERS, evaluate_one, inner_jaxpr
+
+_PRODUCTS = {"dot_general", "conv_general_dilated"}
+
+
+def with_products(
+    function: Callable[[PyTree], PyTree], replace: Callable[[Array], Array]
+) -> Callable[[PyTree], PyTree]:
+    """Return a function of a state that computes the same from replaced matrix products.
+
+    Args:
+        function: of a state.
+        replace: what to put in place of the result of each product that depends on the state, in
+            the order in which they are computed.
+
+    Returns:
+        The function. It raises a ValueError where products are out of sight, as in a `lax.scan`.
+    """
+
+    def replaced(state: PyTree) -> PyTree:
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(state)
+        leaves = jax.tree.leaves(state)
+        depends = [True] * len(leaves)
+        outputs, _ = _evaluate(closed.jaxpr, closed.consts, leaves, depends, replace)
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return replaced
+
+
+def _evaluate(
+    jaxpr: Any, consts: Any, args: list, depends: list[bool], replace: Callable[[Array], Array]
+) -> tuple[list, list[bool]]:
+    """Evaluate a jaxpr; return its outputs, and which of them depend on the state."""
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+    dependent = {variable for variable, flag in zip(jaxpr.invars, depends, strict=True) if flag}
+
+    def read(atom: Any) -> tuple[Any, bool]:
+        if isinstance(atom, jex_core.Literal):
+            return atom.val, False
+        return values[atom], atom in dependent
+
+    def read_all(atoms: Any) -> tuple[list, list[bool]]:
+        pairs = [read(atom) for atom in atoms]
+        return [value for value, _ in pairs], [flag for _, flag in pairs]
+
+    for equation in jaxpr.eqns:
+        operands, flags = read_all(equation.invars)
+        name = equation.primitive.name
+        after = [any(flags)] * len(equation.outvars)
+        if not any(flags) or not (name in _PRODUCTS or _holds_products(equation)):
+            results = evaluate_one(jaxpr, equation, operands)
+        elif name in _PRODUCTS:
+            results = [replace(result) for result in evaluate_one(jaxpr, equation, operands)]
+        elif name in WRAPPERS:
+            results, after = _evaluate(*inner_jaxpr(equation), operands, flags, replace)
+        else:
+            raise ValueError(
+                f"cell: got a step with a matrix product of its state in a `{name}`, wanted it "
+                "outside, where it can be seen"
+            )
+        values.update(zip(equation.outvars, results, strict=True))
+        dependent.update(
+            variable for variable, flag in zip(equation.outvars, after, strict=True) if flag
+        )
+    return read_all(jaxpr.outvars)
+
+
+def _holds_products(equation: Any) -> bool:
+    """Say whether a product is anywhere in the jaxprs that an equation holds."""
+    for leaf in jax.tree.leaves(list(equation.params.values())):
+        if isinstance(leaf, jex_core.Jaxpr | jex_core.ClosedJaxpr):
+            equations: Any = getattr(leaf, "jaxpr", leaf).eqns
+            if any(e.primitive.name in _PRODUCTS or _holds_products(e) for e in equations):
+                return True
+    return False
