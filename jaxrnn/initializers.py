@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from jaxrnn import _check
 
@@ -23,6 +23,7 @@ __all__ = [
     "near_identity",
     "orthogonal",
     "scaled_gaussian",
+    "unitary",
     "zeros",
 ]
 
@@ -189,6 +190,47 @@ def _scaled_gaussian(radius: float) -> Initializer:
         return radius / jnp.max(jnp.abs(jnp.linalg.eigvals(normal))) * normal
 
     return init
+
+
+def unitary() -> Initializer:
+    """Random unitary matrix, for complex states: every eigenvalue is on the unit circle.
+
+        q, r = qr(complex normal matrix)
+        kernel = q * (diag(r) / abs(diag(r)))
+
+    It is drawn evenly from all unitary matrices, by Haar's measure; `q` alone would not be, as its
+    phases depend on how it was factorised. The complex counterpart of `orthogonal`: a linear
+    network carries its state with it for ever, and its phases turn at all rates.
+
+    Returns:
+        An initialiser for square shapes `(units, units)` and complex dtypes, by default complex64.
+        It raises a ValueError for other shapes and a TypeError for other dtypes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> matrix = jaxrnn.initializers.unitary()(jax.random.key(0), (3, 3), jnp.complex64)
+        >>> bool(jnp.allclose(matrix @ matrix.conj().T, jnp.eye(3), atol=1e-6))
+        True
+
+    References:
+        Arjovsky, Shah and Bengio, "Unitary evolution recurrent neural networks", 2016.
+        Mezzadri, "How to generate random matrices from the classical compact groups", Notices of
+        the American Mathematical Society 54, 2007, section 5.
+    """
+    return _unitary
+
+
+def _unitary(
+    key: PRNGKeyArray, shape: tuple[int, int], dtype=jnp.complex64
+) -> Complex[Array, "H H"]:
+    _square(shape)
+    dtype = jnp.dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"dtype: got {dtype}, wanted complex64 or complex128")
+    _check.float_dtype(f"dtype {dtype}", jnp.finfo(dtype).dtype)
+    q, r = jnp.linalg.qr(jax.random.normal(key, shape, dtype))
+    phases = jnp.diagonal(r)
+    return q * (phases / jnp.abs(phases))
 
 
 def _square(shape: tuple[int, ...]) -> int:

@@ -12,7 +12,7 @@ from jax import lax
 
 import jaxrnn
 from jaxrnn.diagnostics import gradient_norms, state_gradients
-from tests.cells import CELLS, complex_step_gradient
+from tests.cells import CELLS, complex_step_gradient, sigmoid
 from tests.tolerances import FLOAT32, FLOAT64, x64
 
 T, H, I = 5, 3, 2
@@ -41,8 +41,8 @@ def loss(outputs):
     return (weights * outputs * (1 + outputs)).sum()
 
 
-def run(cell, *arguments, loss=loss):
-    return jax.jit(functools.partial(state_gradients, loss, cell))(*arguments)
+def run(cell, *arguments, loss=loss, part: str | None = "hidden") -> Any:
+    return jax.jit(functools.partial(state_gradients, loss, cell, part=part))(*arguments)
 
 
 def numpy_state_gradients(step, params, inputs, state, disturbed_shape):
@@ -130,6 +130,129 @@ def test_zeros_are_the_state_where_none_is_given():
         zeros = jaxrnn.LSTMState(jnp.zeros((2, H)), jnp.zeros((2, H)))
         wanted = run(cell, params, inputs, zeros)
         np.testing.assert_array_equal(run(cell, params, inputs), wanted)
+
+
+# Other parts of the state, and stacks -------------------------------------------------------------
+
+
+def numpy_lstm_disturbed(params, state, x, on_hidden, on_cell):
+    h, c = state
+    to_i, to_f, to_o = getattr(params, "peepholes", np.zeros((3, H)))
+    total = x @ params.kernel + h @ params.recurrent_kernel + params.bias
+    i, f, g, o = np.split(total, 4, axis=-1)
+    c = sigmoid(f + to_f * c) * c + sigmoid(i + to_i * c) * np.tanh(g) + on_cell
+    h = sigmoid(o + to_o * c) * np.tanh(c) + on_hidden
+    return (h, c), h
+
+
+@pytest.mark.parametrize("name", ["lstm", pytest.param("peephole_lstm", marks=pytest.mark.slow)])
+def test_every_part_of_an_lstms_state_is_disturbed_by_itself(name):
+    cell = ROWS[name].make(H)
+    params, inputs, state = random_problem(cell)
+    with x64():
+        together = run(cell, params, inputs, state, part=None)
+        alone = np.asarray(run(cell, params, inputs, state, part="cell"))
+
+    def on_cell(params, state, x, disturbance):
+        return numpy_lstm_disturbed(params, state, x, 0, disturbance)
+
+    def on_hidden(params, state, x, disturbance):
+        return numpy_lstm_disturbed(params, state, x, disturbance, 0)
+
+    for got, step in [(together.hidden, on_hidden), (together.cell, on_cell), (alone, on_cell)]:
+        wanted = numpy_state_gradients(step, params, inputs, tuple(state), (T, 2, H))
+        np.testing.assert_allclose(got, wanted, **FLOAT64)
+    # The check sees a step too early or late, and time reversed.
+    for planted in (np.roll(alone, 1, axis=0), np.roll(alone, -1, axis=0), alone[::-1]):
+        assert np.abs(planted - wanted).max() > 0.01
+
+
+def test_a_single_arrays_whole_is_its_hidden_state():
+    cell = jaxrnn.gru(H)
+    arguments = random_problem(cell)
+    with x64():
+        whole = run(cell, *arguments, part=None)
+        np.testing.assert_array_equal(whole.hidden, run(cell, *arguments))
+
+
+STACK = jaxrnn.serial(
+    jaxrnn.embedding(4, I), jaxrnn.rnn(jaxrnn.elman(H)), jaxrnn.rnn(jaxrnn.gru(H)), jaxrnn.dense(2)
+)
+
+
+def test_a_stacks_gradients_are_those_of_a_disturbed_numpy_loop():
+    params = random_like(jax.eval_shape(lambda: STACK.init(jax.random.key(0))), seed=1)
+    table, below, above, dense = params
+    tokens = np.random.default_rng(0).integers(4, size=(T, 2))
+    rows = ROWS["elman"], ROWS["gru"]
+
+    def disturbed_loss(disturbances):
+        states, outputs = [(np.zeros((2, H)),)] * 2, []
+        for t, x in enumerate(table[tokens]):
+            for layer, of_layer in enumerate((below, above)):
+                (hidden,), _ = rows[layer].numpy_step(of_layer, states[layer], x)
+                x = hidden + disturbances[t, layer]
+                states[layer] = (x,)
+            outputs.append(x @ dense.kernel + dense.bias)
+        return loss(np.stack(outputs))
+
+    with x64():
+        arguments = jax.tree.map(jnp.asarray, (params, tokens))
+        got = run(STACK, *arguments)
+        norms = jax.jit(functools.partial(gradient_norms, loss, STACK))(*arguments)
+        units = gradient_norms(loss, STACK, *arguments, by_unit=True)
+    wanted = complex_step_gradient(disturbed_loss, np.zeros((T, 2, 2, H)))
+    assert len(got) == 2
+    for layer in range(2):
+        np.testing.assert_allclose(got[layer], wanted[:, layer], **FLOAT64)
+        by_unit = np.linalg.norm(wanted[:, layer], axis=1)
+        np.testing.assert_allclose(units[layer], by_unit, **FLOAT64)
+        np.testing.assert_allclose(norms[:, layer], np.linalg.norm(by_unit, axis=1), **FLOAT64)
+
+
+@pytest.mark.slow
+def test_a_stack_within_layers_is_its_cells_one_by_one():
+    model = jaxrnn.serial(
+        jaxrnn.residual(jaxrnn.rnn(jaxrnn.lstm(I))),
+        jaxrnn.bidirectional(jaxrnn.gru(H), return_sequences=False),
+    )
+    params = random_like(jax.eval_shape(lambda: model.init(jax.random.key(0), I)), seed=1)
+    of_lstm, (forwards, backwards) = params
+    inputs: Any = normal(T, 2, I)
+    with x64():
+        lstm, gru = jaxrnn.lstm(I), jaxrnn.gru(H)
+        states = run(model, params, inputs, part=None)
+        assert [type(state).__name__ for state in states] == ["LSTMState", "GRUState", "GRUState"]
+
+        def both(first, last):
+            return loss(jnp.concatenate([first, last], -1))
+
+        def above_lstm(outputs):
+            middle = inputs + outputs
+            first = jaxrnn.unroll(gru, forwards, middle)[1][-1]
+            return both(first, jaxrnn.unroll(gru, backwards, middle, reverse=True)[1][0])
+
+        wanted = run(lstm, of_lstm, inputs, part=None, loss=above_lstm)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), states[0], wanted)
+        middle = inputs + jaxrnn.unroll(lstm, of_lstm, inputs)[1]
+        first = jaxrnn.unroll(gru, forwards, middle)[1][-1]
+        last = jaxrnn.unroll(gru, backwards, middle[::-1])[1][-1]
+        wanted = run(gru, forwards, middle, loss=lambda outputs: both(outputs[-1], last))
+        np.testing.assert_allclose(states[1].hidden, wanted, **FLOAT64)
+        wanted = run(gru, backwards, middle[::-1], loss=lambda outputs: both(first, outputs[-1]))
+        np.testing.assert_allclose(states[2].hidden, wanted[::-1], **FLOAT64)
+
+
+def test_norms_of_the_whole_state_and_by_unit():
+    cell = jaxrnn.lstm(H)
+    arguments = jax.tree.map(np.float32, random_problem(cell, batch=(2, 3)))
+    gradients = run(cell, *arguments, part=None)
+    squares = np.sum([np.square(np.asarray(leaf, float)) for leaf in gradients], axis=0)
+    norms = gradient_norms(loss, cell, *arguments, part=None)
+    np.testing.assert_allclose(norms, np.sqrt(squares.sum((1, 2, 3))), **FLOAT32)
+    units = gradient_norms(loss, cell, *arguments, part="cell", by_unit=True)
+    wanted = np.linalg.norm(np.asarray(gradients.cell, float), axis=(1, 2))
+    np.testing.assert_allclose(units, wanted, **FLOAT32)
 
 
 # Cells of one's own -------------------------------------------------------------------------------
@@ -254,6 +377,14 @@ def test_any_cells_state_gradients(own):
     np.testing.assert_allclose(got, wanted, **FLOAT64)
 
 
+def test_a_bare_steps_gradients_are_its_cells():
+    params, inputs, _ = random_problem(own_cell(step))
+    with x64():
+        state = initial_hidden((2,), "float64")
+        got = run(step, params, inputs, state)
+        np.testing.assert_array_equal(got, run(own_cell(step), params, inputs))
+
+
 def test_a_state_made_out_of_sight_is_refused():
     def conditional(params, state, x):
         return lax.cond(x.sum() > 0, step, step, params, state, x)
@@ -349,6 +480,16 @@ def test_short_sequences(gru, length):
         ({"inputs": np.ones((5, 2, 7), np.float32)}, ValueError, "params.kernel: got"),
         ({"inputs": np.ones((5, 4, 2), np.float32)}, ValueError, "state.hidden: got"),
         ({"state": np.ones((2, H), np.float32)}, TypeError, "state: got float32"),
+        ({"inputs": np.full((5, 2, 2), np.nan, np.float32)}, ValueError, "inputs: got NaN or inf"),
+        (
+            {"cell": jaxrnn.dense(2)},
+            ValueError,
+            r"cell: got dense\(2\), wanted a layer that unrolls",
+        ),
+        ({"cell": lambda *_: _, "state": None}, TypeError, "state: got None, wanted a state"),
+        ({"part": "cell"}, ValueError, "cell: got gru, .* wanted a state with a field named cell"),
+        ({"part": "index"}, ValueError, "wanted a state with a field named index"),
+        ({"part": 0}, TypeError, "part: got int 0, wanted a field's name or None"),
     ],
 )
 def test_bad_input(measure, change, error, message):
@@ -370,3 +511,9 @@ def test_a_state_without_a_hidden_part_is_refused():
     cell = own_cell(step, lambda batch, dtype: (jnp.zeros((*batch, H)), jnp.zeros((*batch, H))))
     with pytest.raises(ValueError, match=r"cell: got own, .* or with a field named hidden"):
         state_gradients(loss, cell, *random_problem_specs())
+
+
+def test_a_part_that_is_not_floating_is_refused():
+    cell = own_cell(step_that_keeps, initial_kept)
+    with pytest.raises(TypeError, match=r"part: got state.count, int32\[2\], wanted a floating"):
+        state_gradients(loss, cell, *random_problem_specs(), part=None)

@@ -1,5 +1,7 @@
 """Initialisers: what they draw, in every dtype, and that they are memoised."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,7 +135,89 @@ def test_chrono_lengthens_the_memory_and_the_horizon_of_an_lstm():
     assert times[1] > 2 * times[0]
 
 
-@pytest.mark.parametrize("make", [initializers.scaled_gaussian, initializers.near_identity])
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_unitary(dtype):
+    with x64():
+        matrix = np.asarray(initializers.unitary()(KEY, (20, 20), jnp.dtype(dtype)))
+    assert matrix.dtype == dtype
+    # Products of 20 factors, rounded to 6e-8 or 1e-16.
+    error = {"complex64": 1e-6, "complex128": 1e-14}[dtype]
+    np.testing.assert_allclose(matrix @ matrix.conj().T, np.eye(20), atol=error)
+    np.testing.assert_allclose(np.abs(np.linalg.eigvals(matrix)), 1, atol=10 * error)
+
+
+def test_unitary_is_drawn_by_haars_measure():
+    size, count = 4, 4000
+    keys = jax.random.split(KEY, count)
+    draw = functools.partial(initializers.unitary(), shape=(size, size))
+    matrices = np.asarray(jax.vmap(draw)(keys))
+    powers, traces = matrices, []
+    for power in (1, 2, 3):
+        traces.append(np.trace(powers, axis1=-2, axis2=-1))
+        powers = powers @ matrices
+        # Diaconis and Shahshahani: mean 0, mean square modulus `power` up to `size`. Moduli squared
+        # are about exponential, so n draws are off by that mean / sqrt(n).
+        square = np.abs(traces[-1]) ** 2
+        assert abs(traces[-1].mean()) < 5 * np.sqrt(power / count)
+        assert square.mean() == pytest.approx(power, rel=5 / np.sqrt(count))
+    # The phases of all eigenvalues are spread evenly: Kolmogorov and Smirnov's distance, with 2.0
+    # for one in a thousand if they were independent; as they repel one another it is less.
+    phases = np.sort(np.angle(np.linalg.eigvals(matrices)).ravel()) / (2 * np.pi) + 0.5
+    distance = np.abs(phases - np.arange(phases.size) / phases.size).max()
+    assert distance < 2.0 / np.sqrt(phases.size)
+    # What NumPy's factorisation alone gives is not: its R has a real positive diagonal or not, and
+    # the check sees that.
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=(2, count, size, size))
+    planted = np.linalg.qr(normal[0] + 1j * normal[1])[0]
+    square = np.abs(np.trace(planted, axis1=-2, axis2=-1)) ** 2
+    assert square.mean() != pytest.approx(1, rel=5 / np.sqrt(count))
+
+
+def test_a_unitary_kernel_carries_a_complex_state_for_ever():
+    """By Arjovsky et al. no gradient vanishes; scaled Gaussian ones with radius 0.9 do."""
+
+    def cell_of(recurrent_init):
+        def init(key, input_size, dtype):
+            del input_size
+            return recurrent_init(key, (8, 8), jnp.result_type(dtype, jnp.complex64))
+
+        def initial_state(batch_shape, dtype):
+            return jnp.zeros((*batch_shape, 8), jnp.result_type(dtype, jnp.complex64))
+
+        def step(params, state, inputs):
+            state = state @ params + inputs
+            return state, state.real
+
+        return jaxrnn.Cell(init, initial_state, step, name="complex")
+
+    inputs = jnp.ones((300, 1))
+    for init, lasts in [
+        (initializers.unitary(), True),
+        (lambda *draw: 0.9 * initializers.unitary()(*draw), False),
+    ]:
+        cell = cell_of(init)
+        params = cell.init(KEY, 1)
+        norms = jaxrnn.diagnostics.gradient_norms(
+            lambda outputs: outputs[-1].sum(), cell, params, inputs
+        )
+        horizon = jaxrnn.diagnostics.gradient_horizon(norms)
+        wanted = 0 if lasts else -np.log(0.9)
+        np.testing.assert_allclose(horizon.decay_rate, wanted, atol=1e-5)
+        assert np.isinf(horizon.steps) == lasts
+
+
+def test_unitary_refuses_real_dtypes_and_a_precision_that_is_not_enabled():
+    assert initializers.unitary() is initializers.unitary()
+    with pytest.raises(TypeError, match="dtype: got float32, wanted complex64 or complex128"):
+        initializers.unitary()(KEY, (3, 3), jnp.float32)
+    with pytest.raises(ValueError, match="dtype complex128: got float64, which JAX turns into"):
+        initializers.unitary()(KEY, (3, 3), np.complex128)
+
+
+@pytest.mark.parametrize(
+    "make", [initializers.scaled_gaussian, initializers.near_identity, initializers.unitary]
+)
 def test_square_shapes_only(make):
     with pytest.raises(ValueError, match=r"shape: got \(3, 4\), wanted a square"):
         make()(KEY, (3, 4), jnp.float32)

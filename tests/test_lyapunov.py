@@ -114,6 +114,26 @@ def test_complex_eigenvalues(float64):
     np.testing.assert_allclose(got.exponents, np.sort(np.log(np.abs(eigenvalues)))[::-1], atol=2e-4)
 
 
+@pytest.mark.parametrize("qr_every", [1, 2])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_weights_find_complex_eigenvalues_to_a_millionth(float64, seed, qr_every):
+    kernel = np.random.default_rng(seed).normal(size=(8, 8)) / np.sqrt(8)
+    cell, params = linear(kernel)
+    eigenvalues = np.linalg.eigvals(kernel)
+    assert (np.abs(eigenvalues.imag) > 0.01).any()
+    wanted = np.sort(np.log(np.abs(eigenvalues)))[::-1]
+    measure = functools.partial(
+        lyapunov_exponents, cell, params, nothing(10_000), burn_in=1000, qr_every=qr_every
+    )
+    got = measure(tolerance=1e-6, weighted=True)
+    np.testing.assert_allclose(got.exponents, wanted, atol=1e-9)
+    assert got.converged.all()
+    assert (np.abs(got.exponents - wanted) <= got.standard_error + 1e-13).all()
+    plain = measure(tolerance=1e-6)
+    assert np.abs(plain.exponents - wanted).max() > 1e-6
+    assert not plain.converged.all()
+
+
 @pytest.mark.parametrize("qr_every", [1, 3])
 def test_an_orthogonal_networks_exponents_are_zero(float64, qr_every):
     kernel = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0]
@@ -222,6 +242,23 @@ def test_the_standard_error_is_that_of_repeated_measurements(float64):
     # repetitions estimate that to about 1 in 100.
     error = np.sqrt(np.mean(np.square(got.standard_error)))
     np.testing.assert_allclose(error, 1 / 20, rtol=0.05)
+
+
+def test_the_standard_error_of_a_weighted_average_is_honest_too(float64):
+    drive = array(np.exp(np.random.default_rng(0).normal(size=(400, 300, 1))))
+    got = lyapunov_exponents(multiply, (), drive, np.ones((300, 1)), weighted=True)
+    times = (np.arange(400) + 0.5) / 400
+    weights = np.exp(-1 / (times * (1 - times)))
+    wanted = np.average(np.log(drive), axis=0, weights=weights)
+    np.testing.assert_allclose(got.exponents, wanted, atol=1e-12)
+    spread = np.sqrt(np.sum(weights**2)) / np.sum(weights)
+    # 8 blocks of 300 repetitions estimate it to about 1 in 65, and 50 steps make a rough integral.
+    error = np.sqrt(np.mean(np.square(got.standard_error)))
+    np.testing.assert_allclose(error, spread, rtol=0.08)
+    # From the middle on the rate is another.
+    drive = array(np.exp(np.repeat([[0.0], [0.3]], 200, axis=0)))
+    drifting = lyapunov_exponents(multiply, (), drive, np.ones(1), tolerance=0.1, weighted=True)
+    assert not drifting.converged.any()
 
 
 def test_a_short_or_drifting_measurement_has_not_converged(float64, chaotic):
@@ -367,6 +404,7 @@ def test_dimension_and_entropy(exponents, dimension, rate):
         ({"burn_in": -1}, ValueError, "burn_in: got -1"),
         ({"qr_every": 0}, ValueError, "qr_every: got 0"),
         ({"tolerance": -1.0}, ValueError, "tolerance: got -1.0"),
+        ({"weighted": 1}, TypeError, "weighted: got int 1"),
         ({"cell": "lstm"}, TypeError, "cell: got str 'lstm', wanted a jaxrnn.Cell or a function"),
         ({"cell": jaxrnn.gru(3)}, TypeError, "params: got LSTMParams"),
         ({"inputs": np.ones((0, 2, 2), np.float32)}, ValueError, "burn_in: got 0 for inputs of 0"),

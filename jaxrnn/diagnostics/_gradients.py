@@ -1,26 +1,32 @@
-"""Gradients with respect to the hidden state at every step."""
+"""Gradients with respect to the state at every step."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
+from jaxrnn.diagnostics._model import Model, checked_model, run_model
 from jaxrnn.diagnostics._perturb import perturb_state
+from jaxrnn.diagnostics._tangents import Step, step_of
+from jaxrnn.layers import Layer
 
 
 def state_gradients(
     loss: Callable[[Any], Float[Array, ""]],
-    cell: Cell,
+    cell: Model,
     params: PyTree,
-    inputs: Float[Array, "T *batch I"],
+    inputs: Shaped[Array, "T *batch"],
     state: PyTree | None = None,
-) -> Float[Array, "T *batch H"]:
-    """Total derivative of a loss with respect to the hidden state at every step.
+    *,
+    part: str | None = "hidden",
+) -> PyTree[Float[Array, "T *batch H"]]:
+    """Total derivative of a loss with respect to the state at every step.
 
         gradients[t] = d loss(outputs) / d hidden[t]
 
@@ -31,24 +37,31 @@ def state_gradients(
                        + gradients[t + 1] @ d hidden[t + 1] / d hidden[t]
 
     and how it shrinks towards t = 0 is the vanishing gradient. An LSTM's cell state is another
-    variable: `hidden[t]` is disturbed while `cell[t]` is held, and may reach later cell states.
+    variable: `hidden[t]` is disturbed while `cell[t]` is held, and may reach later cell states. A
+    disturbance of `cell[t]` reaches `hidden[t]` too, which is computed from it.
 
     Args:
         loss: `outputs -> scalar`, of the outputs `(T, *batch, H)`.
-        cell: the cell. Its hidden state is the field `hidden` of its state, or the state itself if
-            that is a single array.
+        cell: the cell, a bare function `(params, state, inputs) -> (state, output)`, or a layer
+            such as `jaxrnn.serial(...)`, of which every cell's state is disturbed.
         params: its parameters.
-        inputs: the sequence `(T, *batch, I)`.
-        state: the state before the first step; `cell.initial_state` if None.
+        inputs: the sequence `(T, *batch, I)`, or what the layer takes.
+        state: the state before the first step; the initial one if None.
+        part: which field of a cell's state to disturb, such as "cell" of an LSTM's; "hidden" is
+            also the whole of a state that is a single array. None for every part, each by itself.
 
     Returns:
-        The gradients `(T, *batch, H)`. Memory is O(T), as for any gradient of the sequence.
+        The gradients `(T, *batch, H)`; with a `part` of None a pytree like the state, with a time
+        axis. Of a layer, a tuple with an entry for each cell that it runs, first to last. Memory is
+        O(T), as for any gradient of the sequence.
 
     Raises:
-        TypeError: if an argument is of another kind, dtype or cell, or the loss is no scalar.
-        ValueError: if shapes don't fit one another, the state has no part named hidden, or the
-            cell's step makes it and its output together inside of a `lax.cond` or the like, where
-            the paths between them can't be seen.
+        TypeError: if an argument is of another kind, dtype or cell, the loss is no scalar, or the
+            part isn't floating.
+        ValueError: if shapes don't fit one another, the state has no such part, a layer has no
+            cell, (outside of a trace) inputs, params or state aren't finite, or a cell's step makes
+            its state and its output together inside of a `lax.cond` or the like, where the paths
+            between them can't be seen.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -65,36 +78,49 @@ def state_gradients(
         2013, equations 3 to 5.
     """
     _check.function("loss", loss)
-    if not isinstance(cell, Cell):
-        raise TypeError(f"cell: got {_check.describe(cell)}, wanted a jaxrnn.Cell")
-    _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
-    batch_shape = inputs.shape[1:-1]
-    if state is None:
-        state = cell.initial_state(batch_shape, dtype=inputs.dtype)
-    cell.check(params, state, inputs, batch_shape=batch_shape)
-    hidden = _hidden(cell, state)
-    leaves, treedef = jax.tree.flatten(state)
-    part = _hidden(cell, jax.tree.unflatten(treedef, range(len(leaves))))
-    step = perturb_state(cell.step, part)
+    _checked_part(part)
+    checked_model(cell, params, inputs, state)
+    shapes = []
+
+    def record(cell, params, inputs, state, *, reverse):
+        shapes.append(_shapes(_select(cell, state, part), len(inputs)))
+        return lax.scan(functools.partial(step_of(cell), params), state, inputs, reverse=reverse)
+
+    jax.eval_shape(lambda: run_model(cell, params, inputs, state, record))
 
     def perturbed_loss(perturbations):
-        def body(state, inputs_and_perturbation):
-            return step(params, state, *inputs_and_perturbation)
+        remaining = iter(perturbations)
 
-        _, outputs = lax.scan(body, state, (inputs, perturbations))
-        return _check.scalar("loss", loss(outputs))
+        def disturb(cell, params, inputs, state, *, reverse):
+            leaves, treedef = jax.tree.flatten(state)
+            numbered = jax.tree.unflatten(treedef, range(len(leaves)))
+            parts = jax.tree.leaves(_select(cell, numbered, part))
+            step = perturb_state(step_of(cell), parts)
 
-    return jax.grad(perturbed_loss)(jnp.zeros((inputs.shape[0], *hidden.shape), hidden.dtype))
+            def body(state, inputs_and_perturbations):
+                return step(params, state, *inputs_and_perturbations)
+
+            disturbances = jax.tree.leaves(next(remaining))
+            return lax.scan(body, state, (inputs, disturbances), reverse=reverse)
+
+        return _check.scalar("loss", loss(run_model(cell, params, inputs, state, disturb)))
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tuple(shapes))
+    gradients = jax.grad(perturbed_loss)(zeros)
+    return gradients if isinstance(cell, Layer) else gradients[0]
 
 
 def gradient_norms(
     loss: Callable[[Any], Float[Array, ""]],
-    cell: Cell,
+    cell: Model,
     params: PyTree,
-    inputs: Float[Array, "T *batch I"],
+    inputs: Shaped[Array, "T *batch"],
     state: PyTree | None = None,
-) -> Float[Array, "T"]:
-    """Norm of the loss's gradient with respect to the hidden state, for each step.
+    *,
+    part: str | None = "hidden",
+    by_unit: bool = False,
+) -> PyTree[Float[Array, "T ..."]]:
+    """Norm of the loss's gradient with respect to the state, for each step.
 
         norms[t] = || d loss(outputs) / d hidden[t] ||
 
@@ -107,9 +133,13 @@ def gradient_norms(
         params: as in `state_gradients`.
         inputs: as in `state_gradients`.
         state: as in `state_gradients`.
+        part: as in `state_gradients`; None for the norm over all parts together.
+        by_unit: whether to return a norm for each unit, over the batch alone.
 
     Returns:
-        The norms `(T,)`.
+        The norms `(T,)`, and of a layer `(T, L)` with a column for each cell that it runs, as
+        `gradient_horizon` takes them. By unit, what `state_gradients` returns without the batch
+        dimensions, `(T, H)` each.
 
     Raises:
         TypeError: as `state_gradients`.
@@ -124,19 +154,66 @@ def gradient_norms(
         ... )
         >>> bool(norms[-11] <= 0.25**10 * norms[-1])            # the logistic function's bound
         True
+
+        By layer, of a stack that reads integers:
+
+        >>> model = jaxrnn.serial(jaxrnn.embedding(5, 3), jaxrnn.rnn(cell))
+        >>> norms = jaxrnn.diagnostics.gradient_norms(
+        ...     jnp.sum, model, (jnp.ones((5, 3)), params), jnp.zeros((50, 2), int)
+        ... )
+        >>> norms.shape
+        (50, 1)
     """
-    gradients = state_gradients(loss, cell, params, inputs, state)
-    return jnp.sqrt(jnp.sum(jnp.square(gradients), axis=tuple(range(1, gradients.ndim))))
-
-
-def _hidden(cell: Cell, state: PyTree) -> Any:
-    """Return the hidden state's array, or what a pytree like the state has in its place."""
-    if hasattr(state, "hidden"):
-        return state.hidden
-    leaves = jax.tree.leaves(state)
-    if len(leaves) != 1:
-        raise ValueError(
-            f"cell: got {cell.name}, whose state is {_check.describe(state)}, wanted a state of "
-            "one array or with a field named hidden"
+    by_unit = _check.flag("by_unit", by_unit)
+    gradients = state_gradients(loss, cell, params, inputs, state, part=part)
+    if by_unit:
+        return jax.tree.map(
+            lambda leaf: jnp.sqrt(_squares(leaf, range(1, leaf.ndim - 1))), gradients
         )
-    return leaves[0]
+
+    def norm(tree):
+        squares = [_squares(leaf, range(1, leaf.ndim)) for leaf in jax.tree.leaves(tree)]
+        return jnp.sqrt(functools.reduce(jnp.add, squares))
+
+    if isinstance(cell, Layer):
+        return jnp.stack([norm(of_cell) for of_cell in gradients], axis=-1)
+    return norm(gradients)
+
+
+def _squares(array: Array, axes: range) -> Array:
+    """Sum the squared moduli over some axes."""
+    return jnp.sum((array * array.conj()).real, axis=tuple(axes))
+
+
+def _shapes(parts: PyTree, steps: int) -> PyTree:
+    """Return the shapes of a state's parts at all steps."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise TypeError(
+                f"part: got state{jax.tree_util.keystr(path)}, {_check.describe(leaf)}, wanted a "
+                "floating part"
+            )
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype), parts)
+
+
+def _checked_part(part: Any) -> None:
+    if part is not None and not isinstance(part, str):
+        raise TypeError(f"part: got {_check.describe(part)}, wanted a field's name or None")
+
+
+def _select(cell: Cell | Step, state: PyTree, part: str | None) -> Any:
+    """Return a part of the state, or what a pytree like the state has in its place."""
+    if part is None:
+        return state
+    # A tuple has methods, too.
+    if hasattr(state, part) and not callable(getattr(state, part)):
+        return getattr(state, part)
+    if isinstance(state, Mapping) and part in state:
+        return state[part]
+    leaves = jax.tree.leaves(state)
+    if part == "hidden" and len(leaves) == 1:
+        return leaves[0]
+    raise ValueError(
+        f"cell: got {getattr(cell, 'name', 'a step')}, whose state is {_check.describe(state)}, "
+        f"wanted a state {'of one array or ' * (part == 'hidden')}with a field named {part}"
+    )

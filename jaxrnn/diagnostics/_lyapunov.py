@@ -24,6 +24,8 @@ from jaxrnn.diagnostics._tangents import (
 
 # Fewer factorisations than this say nothing about their own spread.
 _LEAST = 16
+# Few, as a weighted average gains from every doubling of its length.
+_WEIGHTED_BLOCKS = 8
 
 
 class LyapunovSpectrum(NamedTuple):
@@ -33,10 +35,10 @@ class LyapunovSpectrum(NamedTuple):
         exponents: nats per step, `(*batch, K)`.
         standard_error: of each exponent, from the spread of its averages over consecutive blocks
             of time; infinite where there are too few steps to say.
-        running_average: the estimate after each of the M factorisations, `(M, *batch, K)`.
-        converged: whether the standard error, and the change of the running average over the second
-            half of the sequence, are both within `tolerance`. It is False, too, where an exponent
-            isn't finite or the factorisations are fewer than 16.
+        running_average: the plain mean after each of the M factorisations, `(M, *batch, K)`.
+        converged: whether the standard error, and the estimate's change over the second half of the
+            sequence, are both within `tolerance`. It is False, too, where an exponent isn't finite
+            or the factorisations are fewer than 16.
     """
 
     exponents: Float[Array, "*batch K"]
@@ -55,6 +57,7 @@ def lyapunov_exponents(
     burn_in: int = 0,
     qr_every: int = 1,
     tolerance: float = 0.01,
+    weighted: bool = False,
 ) -> LyapunovSpectrum:
     """Lyapunov exponents of a driven cell, by repeated QR factorisation of pushed tangents.
 
@@ -70,6 +73,17 @@ def lyapunov_exponents(
 
     The first tangents are always the same orthonormal columns, so the result is, too.
 
+    Where an exponent belongs to a plane that turns, as with complex eigenvalues, or the state goes
+    round quasi-periodically, the logarithms oscillate, and their mean over T steps is off by about
+    1 / T. With `weighted` it becomes the weighted average
+
+        weights = exp(-1 / (s * (1 - s))),  s = time from 0 to 1
+        exponents = sum(weights * log abs diag(r)) / sum(weights)
+
+    whose error falls faster than any power of T there. In a chaotic or randomly driven network it
+    is no better: it uses fewer steps, and its error is 1.4 times the plain mean's. Nor does the sum
+    of all exponents then equal the plain mean of `log abs det J[t]`.
+
     Args:
         cell: the cell, or a bare function `(params, state, inputs) -> (state, output)`.
         params: its parameters.
@@ -82,6 +96,9 @@ def lyapunov_exponents(
         qr_every: how many steps to go between factorisations. More than 1 saves time; too many lose
             the smaller exponents, as the tangents all turn to the leading direction.
         tolerance: nats per step, below which an error counts as converged.
+        weighted: whether to average with weights, for dynamics that aren't chaotic. The standard
+            error is then that of 8 blocks, each weighted in itself: where the weights help it is
+            far too large, as a block is shorter than the whole.
 
     Returns:
         A `LyapunovSpectrum`. Memory is O(K * (N + T / qr_every)) a sequence.
@@ -112,6 +129,8 @@ def lyapunov_exponents(
         dynamical systems", Meccanica 15, 1980.
         Engelken, Wolf and Abbott, "Lyapunov spectra of chaotic recurrent neural networks", Physical
         Review Research 5, 2023, equations 4 to 8.
+        Das, Saiki, Sander and Yorke, "Quantitative quasiperiodicity", Nonlinearity 30, 2017,
+        equations 4 and 5 (the weights).
     """
     state = checked_state(cell, params, inputs, state)
     length, batch_ndim = inputs.shape[0], inputs.ndim - 2
@@ -136,6 +155,7 @@ def lyapunov_exponents(
         burn_in=burn_in,
         qr_every=_check.size("qr_every", qr_every),
         tolerance=_check.real("tolerance", tolerance, low=0.0),
+        weighted=_check.flag("weighted", weighted),
     )
 
 
@@ -216,9 +236,11 @@ def _checked_exponents(exponents: Float[Array, "*batch K"]) -> Float[Array, "*ba
 
 
 @functools.partial(
-    jax.jit, static_argnames=("cell", "count", "burn_in", "qr_every", "tolerance"), inline=True
+    jax.jit,
+    static_argnames=("cell", "count", "burn_in", "qr_every", "tolerance", "weighted"),
+    inline=True,
 )
-def _run(params, state, inputs, *, cell, count, burn_in, qr_every, tolerance):
+def _run(params, state, inputs, *, cell, count, burn_in, qr_every, tolerance, weighted):
     batch_shape = inputs.shape[1:-1]
     flat = flatten(state, len(batch_shape))
     advance = flat_step(cell, params, state)
@@ -244,7 +266,7 @@ def _run(params, state, inputs, *, cell, count, burn_in, qr_every, tolerance):
 
     _, stretches = lax.scan(body, (flat, tangents), (inputs, jnp.asarray(factorised)))
     measured = factorised & (steps > 0)
-    return _spectrum(stretches[measured], steps[measured], tolerance)
+    return _spectrum(stretches[measured], steps[measured], tolerance, weighted=weighted)
 
 
 def _orthonormalise(
@@ -288,27 +310,42 @@ def _cholesky(
 
 
 def _spectrum(
-    stretches: Float[Array, "M *batch K"], ends: np.ndarray, tolerance: float
+    stretches: Float[Array, "M *batch K"], ends: np.ndarray, tolerance: float, *, weighted: bool
 ) -> LyapunovSpectrum:
     """Average the logarithms of stretches that ended `ends` steps after the burn-in."""
-    column = (-1,) + (1,) * (stretches.ndim - 1)
-    exponents = jnp.sum(stretches, axis=0) / ends[-1]
+    average = functools.partial(_average, weighted=weighted)
+    lengths = np.diff(ends, prepend=0)
+    exponents = average(stretches[None], lengths[None])[0]
     order = jnp.argsort(-exponents, axis=-1)
     exponents = jnp.take_along_axis(exponents, order, axis=-1)
     stretches = jnp.take_along_axis(stretches, order[None], axis=-1)
+    column = (-1,) + (1,) * (stretches.ndim - 1)
     running = jnp.cumsum(stretches, axis=0) / jnp.asarray(ends.reshape(column), stretches.dtype)
 
     count = len(ends)
     if count < _LEAST:
         unknown = jnp.full_like(exponents, jnp.inf)
         return LyapunovSpectrum(exponents, unknown, running, jnp.zeros(exponents.shape, bool))
-    blocks = math.isqrt(count)
+    blocks = _WEIGHTED_BLOCKS if weighted else math.isqrt(count)
     size = count // blocks
-    lengths = np.diff(ends, prepend=0)[-blocks * size :].reshape(blocks, size).sum(1)
-    means = jnp.sum(
-        jnp.reshape(stretches[-blocks * size :], (blocks, size, *exponents.shape)), axis=1
-    ) / jnp.asarray(lengths.reshape(column), stretches.dtype)
+    means = average(
+        stretches[-blocks * size :].reshape(blocks, size, *exponents.shape),
+        lengths[-blocks * size :].reshape(blocks, size),
+    )
     error = jnp.std(means, axis=0, ddof=1) / math.sqrt(blocks)
-    drift = jnp.abs(exponents - running[count // 2 - 1])
+    half = count // 2
+    drift = jnp.abs(exponents - average(stretches[None, :half], lengths[None, :half])[0])
     converged = jnp.isfinite(exponents) & (error <= tolerance) & (drift <= tolerance)
     return LyapunovSpectrum(exponents, error, running, converged)
+
+
+def _average(
+    stretches: Float[Array, "n M *batch K"], lengths: np.ndarray, *, weighted: bool
+) -> Float[Array, "n *batch K"]:
+    """Average logarithms of n times M stretches over their lengths `(n, M)`."""
+    weights = np.ones(lengths.shape)
+    if weighted:
+        times = (np.cumsum(lengths, axis=1) - lengths / 2) / np.sum(lengths, axis=1, keepdims=True)
+        weights = np.exp(-1 / (times * (1 - times)))
+    weights = weights / np.sum(weights * lengths, axis=1, keepdims=True)
+    return jnp.einsum("nm,nm...->n...", jnp.asarray(weights, stretches.dtype), stretches)

@@ -1,11 +1,11 @@
-"""A cell's step with a hook on its new state, found in the step's own jaxpr.
+"""A cell's step with hooks on its new state, found in the step's own jaxpr.
 
 The total derivative with respect to a state needs every path that leaves it: into the next step,
 and into this step's own output. Outputs are computed from the new state inside `step`, so the state
 has to be disturbed there, at the place where it is made.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,23 +17,35 @@ from jaxtyping import Array, PyTree
 _WRAPPERS = {"pjit", "jit", "closed_call", "core_call", "checkpoint", "remat2"}
 
 
-def perturb_state(step: Callable[..., Any], part: int) -> Callable[..., Any]:
-    """Return a step that takes, last, an array to add to the new state where it is made.
+def perturb_state(step: Callable[..., Any], parts: Sequence[int]) -> Callable[..., Any]:
+    """Return a step that takes, last, arrays to add to parts of the new state where they are made.
 
     Args:
         step: `(params, state, inputs) -> (state, output)`.
-        part: which leaf of the new state to disturb.
+        parts: which leaves of the new state to disturb.
 
     Returns:
-        `(params, state, inputs, perturbation) -> (state, output)`. All that `step` computes from
-        that part of the new state, be it the output or another part, is computed from the disturbed
-        one. It raises a ValueError where these paths can't be seen, as inside of a `lax.cond`.
+        `(params, state, inputs, perturbations) -> (state, output)`, with a perturbation for each of
+        `parts`. All that `step` computes from such a part of the new state, be it the output or
+        another part, is computed from the disturbed one. It raises a ValueError where these paths
+        can't be seen, as inside of a `lax.cond`.
     """
 
-    def perturbed(params: PyTree, state: PyTree, inputs: PyTree, perturbation: Array):
-        closed, shapes = jax.make_jaxpr(step, return_shape=True)(params, state, inputs)
-        arguments = jax.tree.leaves((params, state, inputs))
-        outputs = _evaluate(closed.jaxpr, closed.consts, arguments, part, perturbation)
+    def perturbed(params: PyTree, state: PyTree, inputs: PyTree, perturbations: Sequence[Array]):
+        function = step
+        # One after the other: the next one's jaxpr has the last one's addition in it.
+        for part, perturbation in zip(parts, perturbations, strict=True):
+            function = _perturb_one(function, part, perturbation)
+        return function(params, state, inputs)
+
+    return perturbed
+
+
+def _perturb_one(step: Callable[..., Any], part: int, perturbation: Array) -> Callable[..., Any]:
+    def perturbed(*arguments: PyTree):
+        closed, shapes = jax.make_jaxpr(step, return_shape=True)(*arguments)
+        leaves = jax.tree.leaves(arguments)
+        outputs = _evaluate(closed.jaxpr, closed.consts, leaves, part, perturbation)
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return perturbed

@@ -23,8 +23,9 @@ class Layer:
             None is the initial one. With a key the layer trains, and draws what it needs at random;
             without, it evaluates.
         name: what error messages call the layer.
-        ragged: whether `apply` also takes `lengths`, `mask` and `resets`, as `unroll` does; what
-            acts on each step by itself has no need of them.
+        ragged: whether `apply` also takes `lengths`, `mask` and `resets`, as `unroll` does, and
+            `unroll`, a function to run each cell with in its place, by which the diagnostics see
+            inside; what acts on each step by itself has no need of them.
         output_size: `(params, input_size, dtype) -> O`, the number of features of the outputs. None
             has it found by `apply`, abstractly and on a single step.
 

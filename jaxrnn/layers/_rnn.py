@@ -1,5 +1,6 @@
 """Rnn: a cell unrolled, as a layer."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -53,6 +54,7 @@ def rnn(
         inputs: Float[Array, "T *batch I"],
         *,
         key=None,
+        unroll: Callable[..., tuple[Any, Any]] = unroll,
         lengths: Int[Array, "*batch"] | None = None,
         mask: Bool[Array, "T *batch"] | None = None,
         resets: Bool[Array, "T *batch"] | None = None,

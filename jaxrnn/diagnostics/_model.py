@@ -1,0 +1,59 @@
+"""A cell, a bare step or a stack of layers, all run by one function, cell by cell."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+from jaxtyping import Array, PyTree
+
+from jaxrnn import _check
+from jaxrnn._cell import Cell
+from jaxrnn.diagnostics._tangents import Step, finite
+from jaxrnn.layers import Layer
+
+Model = Cell | Step | Layer
+# `(cell, params, inputs, state, *, reverse) -> (state, outputs)`.
+Unroll = Callable[..., tuple[Any, Any]]
+
+
+def checked_model(model: Model, params: PyTree, inputs: Array, state: PyTree | None) -> Model:
+    """Check what is to be run as far as that can be done before running it."""
+    if isinstance(model, Layer):
+        if not model.ragged:
+            raise ValueError(f"cell: got {model.name}, wanted a layer that unrolls a cell")
+    elif not isinstance(model, Cell):
+        if not callable(model):
+            raise TypeError(
+                f"cell: got {_check.describe(model)}, wanted a jaxrnn.Cell, a jaxrnn.Layer or a "
+                "function (params, state, inputs) -> (state, output)"
+            )
+        if state is None:
+            raise TypeError("state: got None, wanted a state, as a bare step makes none")
+    for name, tree in (("params", params), ("inputs", inputs), ("state", state)):
+        finite(name, tree)
+    return model
+
+
+def run_model(
+    model: Model, params: PyTree, inputs: Array, state: PyTree | None, unroll: Unroll
+) -> Any:
+    """Return a model's outputs, with each of its cells run by `unroll`, in the order of layers."""
+
+    def checked_unroll(cell, params, inputs, state=None, *, reverse=False, engine=None, **ragged):
+        del engine
+        if any(value is not None for value in ragged.values()):
+            raise ValueError(f"{sorted(ragged)}: got some, wanted sequences of full length")
+        _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
+        if isinstance(cell, Cell):
+            batch_shape = inputs.shape[1:-1]
+            if state is None:
+                state = cell.initial_state(batch_shape, dtype=inputs.dtype)
+            cell.check(params, state, inputs, batch_shape=batch_shape)
+        # A weakly typed state would make JAX trace the loop twice.
+        state = jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), state)
+        return unroll(cell, params, inputs, state, reverse=reverse)
+
+    if isinstance(model, Layer):
+        return model.apply(params, state, inputs, unroll=checked_unroll)[1]
+    return checked_unroll(model, params, inputs, state)[1]
