@@ -51,10 +51,10 @@ QUICK_LENGTHS = Lengths(200, 500, 200, 200, 50)
 class Measured(NamedTuple):
     """Networks of one size: an entry for each gain and seed, in nats per step, `(G, S)`."""
 
-    exponent: Float[np.ndarray, "G S"]
-    exponent_error: Float[np.ndarray, "G S"]
-    decay: Float[np.ndarray, "G S"]
-    decay_error: Float[np.ndarray, "G S"]
+    exponent: Float[Any, "G S"]
+    exponent_error: Float[Any, "G S"]
+    decay: Float[Any, "G S"]
+    decay_error: Float[Any, "G S"]
 
 
 def network(

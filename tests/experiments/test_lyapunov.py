@@ -60,7 +60,7 @@ def test_the_numpy_loop_finds_the_librarys_exponents():
     kernel, hidden = np.asarray(params.recurrent_kernel), np.asarray(state.hidden)
     got = numpy_exponents(kernel, hidden, count=3, steps=400)
     wanted = diagnostics.lyapunov_exponents(
-        cell, params, np.zeros((400, 1), np.float32), state, num_exponents=3
+        cell, params, jnp.zeros((400, 1)), state, num_exponents=3
     )
     # They begin with other tangents, which matters for some of the steps.
     np.testing.assert_allclose(np.sort(got)[::-1], wanted.exponents, atol=0.02)
