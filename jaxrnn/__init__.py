@@ -1,6 +1,6 @@
 """Recurrent networks as pure functions in JAX, and the laboratory for their gradients."""
 
-from jaxrnn import diagnostics, initializers, losses, regularizers, tasks
+from jaxrnn import diagnostics, initializers, losses, plots, regularizers, tasks
 from jaxrnn._cell import Cell, Gated
 from jaxrnn._training import (
     FitResult,
@@ -74,6 +74,7 @@ __all__ = [
     "losses",
     "lstm",
     "peephole_lstm",
+    "plots",
     "regularizers",
     "residual",
     "rnn",

@@ -119,6 +119,66 @@ def test_chrono():
     assert times.std() == pytest.approx(98 / np.sqrt(12), rel=0.03)
 
 
+@functools.cache
+def horizon_of(activation):
+    """Return a function from a recurrent kernel to its network's horizon and decay rate."""
+    cell = jaxrnn.elman(32, activation=activation)
+    rng = np.random.default_rng(0)
+    kernel = jnp.float32(rng.normal(size=(2, 32)) / 4)
+    inputs = jnp.float32(0.3 * rng.normal(size=(100, 4, 2)))
+    weights = jnp.float32(rng.normal(size=32))
+
+    @jax.jit
+    def measure(recurrent_kernel):
+        params = jaxrnn.ElmanParams(kernel, recurrent_kernel, jnp.zeros(32))
+        norms = jaxrnn.diagnostics.gradient_norms(
+            lambda outputs: (outputs[-1] @ weights).sum(), cell, params, inputs
+        )
+        horizon = jaxrnn.diagnostics.gradient_horizon(norms)
+        return horizon.steps, horizon.decay_rate
+
+    return lambda init: [float(part) for part in measure(init(KEY, (32, 32), jnp.float32))]
+
+
+def gaussian(size):
+    return lambda key, shape, dtype: size * jax.random.normal(key, shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("activation", "worse", "better"),
+    [
+        # Saxe et al.: no shrinking at gain 1, where each of a Gaussian matrix's products spreads.
+        (jax.nn.identity, gaussian(32**-0.5), initializers.orthogonal()),
+        # And in a nonlinear network a gain above 1 makes up for the activation.
+        (jnp.tanh, initializers.orthogonal(0.8), initializers.orthogonal()),
+        (jnp.tanh, initializers.orthogonal(), initializers.orthogonal(1.1)),
+        # Le et al. compare with a Gaussian matrix of small weights.
+        (jax.nn.relu, gaussian(0.001), initializers.identity()),
+        (jax.nn.relu, initializers.orthogonal(), initializers.identity()),
+        # Jaeger: the memory fades the more slowly, the closer the radius is to 1.
+        (jnp.tanh, initializers.scaled_gaussian(0.5), initializers.scaled_gaussian(0.95)),
+        (jax.nn.relu, gaussian(32**-0.5), initializers.near_identity()),
+        (jax.nn.identity, initializers.near_identity(0.3), initializers.near_identity(0.01)),
+    ],
+)
+def test_remedies_bring_the_gradients_decay_nearer_to_none(activation, worse, better):
+    (steps, rate), (longer, slower) = map(horizon_of(activation), (worse, better))
+    assert longer >= steps
+    assert abs(slower) < abs(rate) / 1.5
+
+
+def test_horizons_of_linear_networks_are_what_the_papers_say():
+    measure = horizon_of(jax.nn.identity)
+    for gain in (0.9, 1.0, 1.1):
+        assert measure(initializers.orthogonal(gain))[1] == pytest.approx(-np.log(gain), abs=1e-4)
+    # The largest eigenvalue decides in the end; the first steps know of the others, too.
+    _, rate = measure(initializers.scaled_gaussian(0.9))
+    assert rate == pytest.approx(-np.log(0.9), abs=0.02)
+    # No more than `noise` nats a step, within the spread of a matrix of 32 units.
+    for noise in (0.1, 0.01):
+        assert abs(measure(initializers.near_identity(noise))[1]) < 1.5 * noise
+
+
 def test_chrono_lengthens_the_memory_and_the_horizon_of_an_lstm():
     cell = jaxrnn.lstm(16)
     plain = cell.init(KEY, 2)

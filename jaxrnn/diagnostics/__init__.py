@@ -16,10 +16,14 @@ from jaxrnn.diagnostics._lyapunov import (
     kaplan_yorke_dimension,
     lyapunov_exponents,
 )
+from jaxrnn.diagnostics._report import Finding, GradientReport, LayerReport, report
 
 __all__ = [
+    "Finding",
     "GateStatistics",
     "GradientHorizon",
+    "GradientReport",
+    "LayerReport",
     "LyapunovSpectrum",
     "entropy_rate",
     "gate_statistics",
@@ -29,6 +33,7 @@ __all__ = [
     "kaplan_yorke_dimension",
     "lyapunov_exponents",
     "pascanu_bound",
+    "report",
     "saturation",
     "spectral_radius",
     "state_gradients",

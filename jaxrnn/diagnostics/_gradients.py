@@ -87,6 +87,8 @@ def state_gradients(
         return lax.scan(functools.partial(step_of(cell), params), state, inputs, reverse=reverse)
 
     jax.eval_shape(lambda: run_model(cell, params, inputs, state, record))
+    if not shapes:
+        raise ValueError(f"cell: got {cell}, wanted a layer that unrolls a cell")
 
     def perturbed_loss(perturbations):
         remaining = iter(perturbations)

@@ -11,6 +11,7 @@ from jaxrnn import _check
 from jaxrnn._cell import Cell
 from jaxrnn.diagnostics._tangents import Step, finite
 from jaxrnn.layers import Layer
+from jaxrnn.layers._layer import no_state
 
 Model = Cell | Step | Layer
 # `(cell, params, inputs, state, *, reverse) -> (state, outputs)`.
@@ -54,6 +55,15 @@ def run_model(
         state = jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), state)
         return unroll(cell, params, inputs, state, reverse=reverse)
 
+    return as_layer(model).apply(params, state, inputs, unroll=checked_unroll)[1]
+
+
+def as_layer(model: Model) -> Layer:
+    """Return a layer, or a cell or bare step as a layer, to be applied with an `unroll`."""
     if isinstance(model, Layer):
-        return model.apply(params, state, inputs, unroll=checked_unroll)[1]
-    return checked_unroll(model, params, inputs, state)[1]
+        return model
+
+    def apply(params: Any, state: Any, inputs: Any, *, unroll: Unroll) -> tuple[Any, Any]:
+        return unroll(model, params, inputs, state)
+
+    return Layer(no_state, no_state, apply, getattr(model, "name", "step"), ragged=True)

@@ -1,0 +1,447 @@
+"""The report: where a model's gradient dies or explodes, why, and what a remedy changes."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from jaxrnn import _check
+from jaxrnn.diagnostics._gradients import gradient_norms
+from jaxrnn.diagnostics._horizon import GradientHorizon, gradient_horizon
+from jaxrnn.diagnostics._model import Model, as_layer, checked_model, run_model
+from jaxrnn.diagnostics._suspects import Cause, Run, Suspect, suspects
+from jaxrnn.diagnostics._tangents import finite, step_of
+from jaxrnn.layers import Layer
+
+Verdict = Literal["reaches", "dies", "explodes", "no gradient"]
+
+# A remedy counts if it makes the horizon, or the time in which a gradient explodes, longer by this.
+_HELPS = 1.3
+
+
+class LayerReport(NamedTuple):
+    """How the gradient goes back through one recurrent layer.
+
+    Attributes:
+        name: the cell's.
+        norms: the gradient's norm at the layer's whole state, `(T,)` up to the last step whose
+            output the loss heeds.
+        horizon: of these norms.
+        verdict: "dies" if the horizon is within the sequence, "explodes" if the norm grows as much
+            as it would fall there, or beyond what the dtype holds, "no gradient" if none arrives
+            from above, else "reaches".
+    """
+
+    name: str
+    norms: np.ndarray
+    horizon: GradientHorizon
+    verdict: Verdict
+
+
+class Finding(NamedTuple):
+    """What is wrong with one recurrent layer, and what a remedy changed.
+
+    Attributes:
+        layer: which of the report's layers; None for the whole model.
+        cause: the likely cause.
+        evidence: what speaks for it.
+        remedy: what to try.
+        before: the layer's horizon as it is; None where nothing could be measured.
+        after: its horizon with the remedy; None where it couldn't be tried.
+    """
+
+    layer: int | None
+    cause: Cause
+    evidence: str
+    remedy: str
+    before: GradientHorizon | None = None
+    after: GradientHorizon | None = None
+
+
+class GradientReport(NamedTuple):
+    """What `report` found; as a string it is the page.
+
+    Attributes:
+        steps: T, up to the last step whose output the loss heeds.
+        layers: a `LayerReport` for each cell, in the order in which the model runs them.
+        findings: a `Finding` for each that is in trouble, the worst first; none if all is well.
+    """
+
+    steps: int
+    layers: tuple[LayerReport, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def cause(self) -> Cause | None:
+        """The worst finding's cause, None if all is well."""
+        return self.findings[0].cause if self.findings else None
+
+    def __str__(self) -> str:
+        return "\n".join(_page(self))
+
+
+def report(
+    loss: Callable[[Any], Float[Array, ""]],
+    cell: Model,
+    params: PyTree,
+    inputs: Shaped[Array, "T *batch"],
+    state: PyTree | None = None,
+    *,
+    fraction: float = 0.01,
+    write: Callable[[str], Any] | None = print,
+) -> GradientReport:
+    """Say where a model's gradient dies or explodes, why, and what a remedy would change.
+
+    The loss's gradient with respect to the last output that it heeds is sent back through time, and
+    its norm at each layer's state tells how far it gets. For a layer where it falls below
+    `fraction` of what it is at the end, or grows as much, the likely causes are looked for in the
+    cell itself: parameters, inputs and activations; for each with evidence its remedy is applied to
+    the layer's parameters, and the gradient measured again. The cause is the one whose remedy helps
+    most, and where none does, or there is no evidence of any, the sequence's length.
+
+    Every path counts: a layer that forgets is none the worse if the layers above it remember.
+
+    It is no function to trace: it looks at numbers, and compiles a few programs.
+
+    Args:
+        loss: `outputs -> scalar`, of the model's outputs.
+        cell: the model: a layer such as `jaxrnn.serial(...)`, a cell, or a bare step.
+        params: its parameters.
+        inputs: a batch of sequences, time-major, as the model takes them.
+        state: the state before the first step; the initial one if None.
+        fraction: of the gradient at the end, below which it counts as dead.
+        write: where the page goes, such as a logger's `info`; None for nowhere.
+
+    Returns:
+        A `GradientReport`. Memory is O(T), as for the gradient.
+
+    Raises:
+        TypeError: as `state_gradients`, or if `fraction` is no number.
+        ValueError: as `state_gradients`, but not for parameters or inputs that aren't finite, which
+            is a finding; or if there are no steps, or a layer runs backwards in time.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> cell = jaxrnn.elman(8, recurrent_init=jaxrnn.initializers.orthogonal(0.3))
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> found = jaxrnn.diagnostics.report(
+        ...     lambda outputs: outputs[-1].sum(), cell, params, 0.1 * jnp.ones((30, 3)), write=None
+        ... )
+        >>> found.cause
+        'spectral radius too small'
+        >>> int(found.findings[0].before.steps), float(found.findings[0].after.steps)
+        (4, inf)
+
+    References:
+        Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks",
+        2013; Tallec and Ollivier, "Can recurrent neural networks warp time?", 2018 (the remedy for
+        forget gates).
+    """
+    _check.function("loss", loss)
+    fraction = _check.real("fraction", fraction, low=0.0, high=1.0)
+    found = _not_finite(params, inputs, state)
+    if found is None:
+        checked_model(cell, params, inputs, state)
+        found = _examine(loss, as_layer(cell), params, inputs, state, fraction)
+    if write is not None:
+        write(str(found))
+    return found
+
+
+def _not_finite(params: PyTree, inputs: Array, state: PyTree | None) -> GradientReport | None:
+    for name, tree in (("params", params), ("inputs", inputs), ("state", state)):
+        try:
+            finite(name, tree)
+        except ValueError as error:
+            remedy = "parameters from before, and clip_norm in jaxrnn.fit"
+            if name == "inputs":
+                remedy = "a look at the data"
+            return GradientReport(
+                len(inputs), (), (Finding(None, "not finite", str(error), remedy),)
+            )
+    return None
+
+
+def _examine(
+    loss: Callable[[Any], Array],
+    model: Layer,
+    params: PyTree,
+    inputs: Array,
+    state: PyTree | None,
+    fraction: float,
+) -> GradientReport:
+    runs, outputs = _runs(model, params, inputs, state)
+    steps = len(runs[0].inputs)
+    last = _last_heeded(loss, outputs, runs[0])
+    if last is None:
+        evidence = "the loss's derivative with respect to every output is 0"
+        remedy = "a loss that depends on the outputs"
+        return GradientReport(steps, (), (Finding(None, "no gradient", evidence, remedy),))
+
+    def norms(params_and_scales, cells):
+        changed = [
+            run._replace(cell=cell, params=params, scale=scale)
+            for run, cell, (params, scale) in zip(runs, cells, params_and_scales, strict=True)
+        ]
+        return gradient_norms(
+            _at_step(loss, last, runs[0]), _substituted(model, changed), params, inputs, state,
+            part=None,
+        )  # fmt: skip
+
+    compiled = jax.jit(norms, static_argnums=1)
+
+    def measure(runs: list[Run]) -> np.ndarray:
+        """Return the norms `(T, L)` with the given cells, parameters and scales."""
+        arguments = [(run.params, run.scale) for run in runs]
+        measured = compiled(arguments, tuple(run.cell for run in runs))[: last + 1]
+        # NumPy knows no 16 bits but float16.
+        return np.asarray(measured, jnp.promote_types(measured.dtype, jnp.float32))
+
+    before = measure(runs)
+    layers = tuple(
+        _layer_report(run, column, fraction) for run, column in zip(runs, before.T, strict=True)
+    )
+    findings = []
+    for number, layer in enumerate(layers):
+        if layer.verdict == "no gradient":
+            evidence = "what stands between this layer and the loss has a derivative of 0"
+            findings.append(Finding(number, "no gradient", evidence, "a look at the layers above"))
+        elif layer.verdict != "reaches":
+
+            def after(mended: Run, number: int = number) -> np.ndarray:
+                return measure([*runs[:number], mended, *runs[number + 1 :]])[:, number]
+
+            findings.append(_find(number, layer, runs[number], after, fraction))
+    findings.sort(key=lambda finding: _badness(finding, layers))
+    return GradientReport(last + 1, layers, tuple(findings))
+
+
+def _runs(model: Layer, params: PyTree, inputs: Array, state: PyTree) -> tuple[list[Run], Any]:
+    """Return what each cell of a model is run on, and the model's outputs."""
+    runs = []
+
+    def record(cell, params, inputs, state, *, reverse):
+        if reverse:
+            raise ValueError("cell: got a layer that runs backwards, wanted all to run forwards")
+        runs.append(Run(cell, params, inputs, state))
+        return lax.scan(lambda *carry: step_of(cell)(params, *carry), state, inputs)
+
+    outputs = run_model(model, params, inputs, state, record)
+    if not runs:
+        raise ValueError(f"cell: got {model.name}, wanted a layer that unrolls a cell")
+    if len(runs[0].inputs) == 0:
+        raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted at least one step")
+    return runs, outputs
+
+
+def _substituted(model: Layer, runs: list[Run]) -> Layer:
+    """Return a model with other cells and parameters, and its cells' inputs scaled."""
+
+    def apply(params: Any, state: Any, inputs: Any, *, unroll: Any, **others: Any) -> Any:
+        remaining = iter(runs)
+
+        def substitute(cell, params, inputs, state=None, **options):
+            del cell, params
+            run = next(remaining)
+            return unroll(run.cell, run.params, run.scale * inputs, state, **options)
+
+        return model.apply(params, state, inputs, unroll=substitute, **others)
+
+    return dataclasses.replace(model, apply=apply)
+
+
+def _has_time(leaf: Array, run: Run) -> bool:
+    """Say whether a model's output has an entry for each step, rather than for the last alone."""
+    return leaf.ndim >= run.inputs.ndim and len(leaf) == len(run.inputs)
+
+
+def _last_heeded(loss: Callable[[Any], Array], outputs: Any, run: Run) -> int | None:
+    """Return the last step whose output has any effect on the loss, None if there is none."""
+    last = -1
+    gradient = jax.grad(lambda outputs: _check.scalar("loss", loss(outputs)))(outputs)
+    for leaf in jax.tree.leaves(gradient):
+        if not _has_time(leaf, run):
+            leaf = jnp.zeros((len(run.inputs), *leaf.shape), leaf.dtype).at[-1].set(leaf)
+        # What isn't a number isn't 0 either.
+        heeded = np.asarray(leaf != 0).any(axis=tuple(range(1, leaf.ndim)))
+        last = max(last, *np.flatnonzero(heeded), -1)
+    return None if last < 0 else int(last)
+
+
+def _at_step(loss: Callable[[Any], Array], step: int, run: Run) -> Callable[[Any], Array]:
+    """Return a loss whose gradient is the given loss's, but for the outputs of one step only."""
+
+    def at_step(outputs: Any) -> Array:
+        gradient = lax.stop_gradient(jax.grad(loss)(outputs))
+
+        def product(output: Array, slope: Array) -> Array:
+            if _has_time(output, run):
+                return jnp.vdot(slope[step], output[step])
+            return jnp.vdot(slope, output)
+
+        products = jax.tree.leaves(jax.tree.map(product, outputs, gradient))
+        return functools.reduce(jnp.add, products)
+
+    return at_step
+
+
+def _layer_report(run: Run, norms: np.ndarray, fraction: float) -> LayerReport:
+    name = getattr(run.cell, "name", "step")
+    return LayerReport(name, norms, _horizon(norms, fraction), _verdict(norms, fraction))
+
+
+def _horizon(norms: np.ndarray, fraction: float) -> GradientHorizon:
+    """Return the horizon of the steps at the end whose norms are finite."""
+    broken = np.flatnonzero(~np.isfinite(norms))
+    norms = norms[broken[-1] + 1 if broken.size else 0 :]
+    if norms.size == 0 or norms[-1] == 0:
+        return GradientHorizon(np.float32(np.nan), np.float32(np.nan), np.float32(np.inf))  # pyright: ignore[reportArgumentType]
+    return jax.tree.map(np.asarray, gradient_horizon(jnp.asarray(norms), fraction))
+
+
+def _verdict(norms: np.ndarray, fraction: float) -> Verdict:
+    if norms[-1] == 0:
+        return "no gradient"
+    if not np.isfinite(norms).all() or norms.max() * fraction > norms[-1]:
+        return "explodes"
+    return "dies" if norms.min() < fraction * norms[-1] else "reaches"
+
+
+def _find(
+    number: int,
+    layer: LayerReport,
+    run: Run,
+    measure: Callable[[Run], np.ndarray],
+    fraction: float,
+) -> Finding:
+    """Return the suspect whose remedy helps most; only then is a sequence just too long."""
+    explodes = layer.verdict == "explodes"
+    *evident, length = suspects(run, float(layer.horizon.decay_rate), explodes=explodes)
+    reach = functools.partial(_reach, fraction=fraction, explodes=explodes)
+    before = reach(layer.norms)
+
+    def tried(suspect: Suspect) -> tuple[float, Finding]:
+        finding = Finding(number, *suspect[:3], layer.horizon)
+        if suspect.mend is None:
+            return 1.0, finding
+        norms = measure(suspect.mend(run))
+        return reach(norms) / before, finding._replace(after=_horizon(norms, fraction))
+
+    # Without a remedy to try the evidence stands; of equals the first is taken.
+    trials = [tried(suspect) for suspect in evident]
+    best = max(trials, key=lambda trial: trial[0], default=None)
+    if best is not None and best[0] > _HELPS:
+        return best[1]
+    gain, finding = tried(length)
+    return trials[0][1] if trials and gain <= _HELPS else finding
+
+
+def _reach(norms: np.ndarray, *, fraction: float, explodes: bool) -> float:
+    """Return how many steps back the norm stays within the fraction and its inverse.
+
+    What explodes is mended where it does so no more, however soon it dies.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(norms[::-1] / norms[-1])
+    logs = logs if explodes else np.abs(logs)
+    # Not a number is not within it, either.
+    outside = ~(logs <= -np.log(max(fraction, 1e-300)))
+    if not outside.any():
+        # The flatter, the better, beyond the sequence's start.
+        return len(norms) * (1 + 1 / (1 + np.abs(logs).max()))
+    return max(int(outside.argmax()), 1)
+
+
+def _badness(finding: Finding, layers: tuple[LayerReport, ...]) -> tuple:
+    """Sort explosions first, then by the horizon; a layer without gradient is not the culprit."""
+    layer = layers[finding.layer or 0]
+    order: dict[str, int] = {"explodes": 0, "dies": 1, "no gradient": 2}
+    return order[layer.verdict], float(np.nan_to_num(layer.horizon.steps))
+
+
+# The page -----------------------------------------------------------------------------------------
+
+_WIDTH = 60
+_LEVELS = " .:-=+*#@"
+
+
+def _page(report: GradientReport) -> list[str]:
+    lines = [f"Gradient report, {_count(report.steps, 'step')}", ""]
+    if report.layers:
+        lines += [*_table(report), "", *_map(report), ""]
+    if not report.findings:
+        return [*lines, "The gradient reaches the first step in every recurrent layer."]
+    for finding in report.findings:
+        where = "the model" if finding.layer is None else _title(report, finding.layer)
+        lines += [
+            f"{where}: {finding.cause}",
+            f"  evidence  {finding.evidence}",
+            f"  remedy    {finding.remedy}",
+        ]
+        if finding.before is not None and finding.after is not None:
+            before, after = (_horizon_text(each) for each in (finding.before, finding.after))
+            lines.append(f"  tried     horizon {before} before, {after} with it")
+        lines.append("")
+    return lines[:-1]
+
+
+def _count(number: float, what: str) -> str:
+    return f"{number:.0f} {what}{'s' * (number != 1)}"
+
+
+def _title(report: GradientReport, number: int) -> str:
+    return f"layer {number} ({report.layers[number].name})"
+
+
+def _horizon_text(horizon: GradientHorizon) -> str:
+    steps, rate = float(horizon.steps), float(horizon.decay_rate)
+    reach = "none" if np.isnan(steps) else "all" if np.isinf(steps) else _count(steps, "step")
+    return reach if np.isnan(rate) else f"{reach}, x {np.exp(-rate):.3g} a step"
+
+
+def _table(report: GradientReport) -> list[str]:
+    rows = [("layer", "norm at the end", "at the start", "horizon", "")]
+    for number, layer in enumerate(report.layers):
+        rows.append(
+            (
+                f"{number} {layer.name}",
+                f"{layer.norms[-1]:.3g}",
+                f"{layer.norms[0]:.3g}",
+                _horizon_text(layer.horizon),
+                layer.verdict,
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _map(report: GradientReport) -> list[str]:
+    """Draw each layer's norms as characters, one for each factor of 10 below the end's."""
+    lines = [
+        f"first step to last, '{_LEVELS[-1]}' as at the end, each of '{_LEVELS[-2:0:-1]}' 10 times "
+        "less, '^' 10 times more"
+    ]
+    for number, layer in enumerate(report.layers):
+        places = np.linspace(0, len(layer.norms) - 1, min(_WIDTH, len(layer.norms))).round()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            decades = np.log10(layer.norms[places.astype(int)] / layer.norms[-1])
+        lines.append(f"{number} |" + "".join(_character(decade) for decade in decades) + "|")
+    return lines
+
+
+def _character(decades: float) -> str:
+    if np.isnan(decades):
+        return "?"
+    if decades >= 1:
+        return "^"
+    # Rounding must not make a norm that stays look as if it fell.
+    return _LEVELS[int(np.clip(np.ceil(decades - 1e-3), 1 - len(_LEVELS), 0)) - 1]

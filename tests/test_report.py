@@ -1,0 +1,259 @@
+"""The report names the fault that was planted, mends it, and finds none where there is none."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrnn
+from jaxrnn.diagnostics import gradient_horizon, gradient_norms, report
+from tests.tolerances import FLOAT32
+
+H, I = 16, 4
+ELMAN, LSTM, GRU = jaxrnn.elman(H), jaxrnn.lstm(H), jaxrnn.gru(H)
+LOGISTIC = jaxrnn.elman(H, activation=jax.nn.sigmoid)
+RELU = jaxrnn.elman(H, activation=jax.nn.relu)
+IDENTITY = jaxrnn.elman(H, activation=jax.nn.identity)
+STACK = jaxrnn.serial(jaxrnn.embedding(7, I), jaxrnn.rnn(LSTM), jaxrnn.rnn(ELMAN), jaxrnn.dense(3))
+STACK_OF_LSTMS = jaxrnn.serial(
+    jaxrnn.embedding(7, H), jaxrnn.rnn(LSTM), jaxrnn.rnn(LSTM), jaxrnn.dense(3)
+)
+
+
+def orthogonal(rng, size):
+    return np.linalg.qr(rng.normal(size=(size, size)))[0]
+
+
+def drawn(cell, rng, features=I) -> Any:
+    """Return a cell's parameters as the library draws them, by NumPy, which compiles nothing."""
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), features))
+    gates = params.recurrent_kernel.shape[1] // H
+    limit = np.sqrt(6 / (features + H))
+    fields = {
+        "kernel": rng.uniform(-limit, limit, params.kernel.shape),
+        "recurrent_kernel": np.concatenate([orthogonal(rng, H) for _ in range(gates)], -1),
+        "bias": np.zeros(gates * H),
+    }
+    if isinstance(params, jaxrnn.LSTMParams):
+        fields["bias"][H : 2 * H] = 1.0
+    if isinstance(params, jaxrnn.GRUParams):
+        fields["recurrent_bias"] = np.zeros(gates * H)
+    return jax.tree.map(jnp.float32, type(params)(**fields))
+
+
+def drawn_stack(cells, rng) -> Any:
+    features = I if cells == (LSTM, ELMAN) else H
+    return (
+        jnp.float32(rng.normal(size=(7, features)) / np.sqrt(features)),
+        drawn(cells[0], rng, features),
+        drawn(cells[1], rng, H),
+        jaxrnn.DenseParams(jnp.float32(rng.normal(size=(H, 3)) / 4), jnp.zeros(3)),
+    )
+
+
+def normal(rng, steps, scale=1.0):
+    return jnp.float32(scale * rng.normal(size=(steps, 4, I)))
+
+
+def last(outputs):
+    return jnp.square(outputs[-1] - 0.3).sum()
+
+
+def mean(outputs):
+    return jnp.square(outputs - 0.3).mean()
+
+
+def kernel_times(factor):
+    return lambda params: params._replace(recurrent_kernel=factor * params.recurrent_kernel)
+
+
+def bias_set(value, gate):
+    place = slice(gate * H, (gate + 1) * H)
+    return lambda params: params._replace(bias=params.bias.at[place].set(value))
+
+
+class Broken(NamedTuple):
+    """A model with one fault, and what the report should call it."""
+
+    name: str
+    cause: str
+    model: Any
+    steps: int
+    plant: Any = lambda params: params
+    input_scale: float = 1.0
+    loss: Any = last
+    layer: int | None = 0
+
+
+BROKEN = [
+    Broken("small_kernel", "spectral radius too small", ELMAN, 40, kernel_times(0.3), 0.3),
+    Broken("large_kernel", "spectral radius too large", ELMAN, 60, kernel_times(3.0), 0.1),
+    Broken("overflow", "spectral radius too large", IDENTITY, 300, kernel_times(1.6), loss=mean),
+    Broken("closed_lstm", "forget bias too low", LSTM, 20, bias_set(-3.0, 1)),
+    Broken("closed_gru", "forget bias too low", GRU, 20, bias_set(-4.0, 1), loss=mean),
+    Broken("large_inputs", "input scale", ELMAN, 10, input_scale=50.0),
+    Broken("logistic", "flat activation", LOGISTIC, 10),
+    Broken("dead_relu", "saturation", RELU, 10, bias_set(-5.0, 0), loss=lambda o: o[-1].sum()),
+    Broken("long", "length", LSTM, 1000, input_scale=0.3),
+    Broken(
+        "stack_with_nan",
+        "not finite",
+        STACK,
+        20,
+        lambda params: (*params[:2], bias_set(np.nan, 0)(params[2]), params[3]),
+        layer=None,
+    ),
+    Broken(
+        "stack_with_biased_units",
+        "saturation",
+        STACK,
+        20,
+        lambda params: (*params[:2], bias_set(5.0, 0)(params[2]), params[3]),
+        layer=1,
+    ),
+    Broken(
+        "stack_of_closed_lstms",
+        "forget bias too low",
+        STACK_OF_LSTMS,
+        20,
+        lambda params: (params[0], *map(bias_set(-4.0, 1), params[1:3]), params[3]),
+        loss=mean,
+    ),
+    Broken(
+        "stack_without_readout",
+        "no gradient",
+        STACK,
+        20,
+        lambda params: (*params[:3], params[3]._replace(kernel=0 * params[3].kernel)),
+    ),
+]
+HEALTHY = [
+    Broken("elman", "", ELMAN, 10),
+    Broken("elman_driven_little", "", ELMAN, 60, input_scale=0.1),
+    Broken("identity", "", IDENTITY, 200),
+    Broken("lstm", "", LSTM, 20, loss=mean),
+    Broken("lstm_open", "", LSTM, 100, bias_set(5.0, 1)),
+    Broken("gru", "", GRU, 8),
+    Broken("gru_open", "", GRU, 100, bias_set(4.0, 1)),
+    Broken("stack", "", STACK, 15, loss=mean),
+]
+
+
+def arguments(broken: Broken) -> tuple[Any, ...]:
+    seed = [*BROKEN, *HEALTHY].index(broken)
+    rng = np.random.default_rng(seed)
+    if isinstance(broken.model, jaxrnn.Layer):
+        cells = (LSTM, ELMAN if broken.model is STACK else LSTM)
+        params = drawn_stack(cells, rng)
+        inputs = jnp.asarray(rng.integers(7, size=(broken.steps, 4)))
+    else:
+        params, inputs = drawn(broken.model, rng), normal(rng, broken.steps, broken.input_scale)
+    return broken.loss, broken.model, broken.plant(params), inputs
+
+
+QUICK = {"small_kernel", "stack_with_nan", "lstm"}
+
+
+def rows(models):
+    return [
+        pytest.param(row, id=row.name, marks=[] if row.name in QUICK else [pytest.mark.slow])
+        for row in models
+    ]
+
+
+@pytest.mark.parametrize("broken", rows(BROKEN))
+def test_it_names_the_planted_fault_and_the_remedy_helps(broken):
+    found = report(*arguments(broken), write=None)
+    finding = found.findings[0]
+    assert (found.cause, finding.layer) == (broken.cause, broken.layer)
+    if broken.cause in ("not finite", "no gradient"):
+        return
+    assert finding.before is not None
+    assert finding.after is not None
+    layer = found.layers[finding.layer or 0]
+    assert layer.verdict == ("explodes" if broken.cause.endswith("large") else "dies")
+    rates = [abs(float(each.decay_rate)) for each in (finding.before, finding.after)]
+    assert rates[1] < rates[0] / 2 or np.isnan(rates[0])
+    if layer.verdict == "dies":
+        assert finding.after.steps > 2 * finding.before.steps
+
+
+@pytest.mark.parametrize("healthy", rows(HEALTHY))
+def test_it_finds_no_fault_where_there_is_none(healthy):
+    found = report(*arguments(healthy), write=None)
+    assert found.cause is None
+    assert all(layer.verdict == "reaches" for layer in found.layers)
+    assert str(found).endswith("The gradient reaches the first step in every recurrent layer.")
+
+
+def test_its_norms_and_horizon_are_those_of_the_last_steps_gradient():
+    """Of a loss over all steps only what enters at the last is sent back."""
+    _, cell, params, inputs = arguments(HEALTHY[0])
+    outputs = jaxrnn.unroll(cell, params, inputs)[1]
+    found = report(mean, cell, params, inputs, write=None)
+    slopes = jax.grad(mean)(outputs)[-1]
+    norms = gradient_norms(lambda outputs: (outputs[-1] * slopes).sum(), cell, params, inputs)
+    np.testing.assert_allclose(found.layers[0].norms, norms, rtol=1e-4, atol=1e-12)
+    horizon = gradient_horizon(norms)
+    np.testing.assert_allclose(found.layers[0].horizon, horizon, **FLOAT32)
+    # A loss of a step in the middle: the steps after it are left out.
+    found = report(lambda outputs: outputs[5].sum(), cell, params, inputs, write=None)
+    assert found.steps == len(found.layers[0].norms) == 6
+
+
+@pytest.mark.slow
+def test_an_output_without_time_and_a_bare_step():
+    _, cell, params, inputs = arguments(BROKEN[0])
+    model = jaxrnn.rnn(cell, return_sequences=False)
+    of_layer = report(lambda output: output.sum(), model, params, inputs, write=None)
+    state = cell.initial_state((4,))
+    of_step = report(
+        lambda outputs: outputs[-1].sum(), cell.step, params, inputs, state, write=None
+    )
+    assert of_layer.cause == of_step.cause == "spectral radius too small"
+    np.testing.assert_allclose(
+        of_layer.layers[0].norms, of_step.layers[0].norms, rtol=1e-5, atol=1e-12
+    )
+
+
+def test_the_page():
+    _, cell, params, inputs = arguments(BROKEN[0])
+    pages = []
+    found = report(last, cell, params, inputs, write=pages.append)
+    assert pages == [str(found)]
+    for words in ("40 steps", "0 elman", "radius is 0.3", "orthogonal", "horizon 4 steps", "@@|"):
+        assert words in pages[0]
+    assert max(map(len, pages[0].splitlines())) < 130
+
+
+def test_it_prints_unless_told_not_to(capsys):
+    arguments_of_nan = arguments(BROKEN[9])
+    report(*arguments_of_nan)
+    assert "params[2].bias: got NaN or infinity" in capsys.readouterr().out
+    report(*arguments_of_nan, write=None)
+    assert capsys.readouterr().out == ""
+
+
+def test_bad_input():
+    _, cell, params, inputs = arguments(BROKEN[0])
+    dense = {
+        "cell": jaxrnn.serial(jaxrnn.dense(2)),
+        "params": (jaxrnn.DenseParams(jnp.ones((I, 2)), jnp.zeros(2)),),
+    }
+    changes: list[tuple[dict[str, Any], Any, str]] = [
+        ({"loss": "mean"}, TypeError, "loss: got str"),
+        ({"loss": lambda outputs: outputs}, TypeError, "loss: returned float32"),
+        ({"cell": "lstm"}, TypeError, "cell: got str 'lstm', wanted a jaxrnn.Cell"),
+        (dense, ValueError, "a layer that unrolls a cell"),
+        ({"cell": jaxrnn.rnn(cell, reverse=True)}, ValueError, "layer that runs backwards"),
+        ({"inputs": inputs[:0]}, ValueError, "wanted at least one step"),
+        ({"fraction": 2.0}, ValueError, "fraction: got 2.0"),
+    ]
+    good = {"loss": last, "cell": cell, "params": params, "inputs": inputs, "write": None}
+    for change, error, message in changes:
+        with pytest.raises(error, match=message):
+            report(**{**good, **change})
+    nothing = report(lambda outputs: 0 * outputs.sum(), cell, params, inputs, write=None)
+    assert nothing.cause == "no gradient"
