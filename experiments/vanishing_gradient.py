@@ -3,12 +3,16 @@
 A model reads text and predicts the next character. The error of its last prediction alone is
 differentiated with respect to the hidden state at every step before. The norm of that gradient,
 against the number of steps back, says how much the end can still teach the network about the past.
-For Elman networks the bound (gamma * ||W||) ** steps of Pascanu, Mikolov and Bengio (2013) stands
-beside it: gamma is the steepest slope of the activation, ||W|| the recurrent kernel's largest
-singular value. An LSTM has its memory in a second variable, the cell state: a change of its hidden
-state alone first has to pass the gates, whence the drop at the first step back. All cells start as
-the library makes them; one more LSTM starts with its forget gate wide open, since that is what
-decides how far an LSTM's gradient reaches.
+Beside it stand two predictions. For Elman networks (gamma * ||W||) ** steps is its bound (Pascanu,
+Mikolov and Bengio, 2013): gamma is the steepest slope of the activation, ||W|| the recurrent
+kernel's largest singular value. For every cell exp(exponent * steps) is its typical size, of the
+largest Lyapunov exponent on the same windows. An LSTM has its memory in a second variable, the cell
+state: a change of its hidden state alone first has to pass the gates, whence the drop at the first
+step back. Trained, it keeps some cell states so large that their tanh is flat: the exponent is then
+that of a memory which nothing reads, and the gradient dies sooner. All cells start as the library
+makes them; one more LSTM starts with its forget gate wide open, since that is what decides how far
+an LSTM's gradient reaches. Of a stack of LSTMs the gradient is measured at every layer, and drawn
+as a map of layers and steps.
 """
 
 from collections.abc import Callable
@@ -21,6 +25,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from matplotlib.colors import LogNorm
 
 import jaxrnn
 from experiments import _common
@@ -34,6 +39,8 @@ OPEN_GATE = 5.0
 LEVEL = 0.01
 # How many steps back the table looks.
 STEPS_BACK = 100
+# How many steps a window's exponent leaves out, in which tangents still turn to the leading one.
+BURN_IN = 20
 
 
 class Settings(NamedTuple):
@@ -46,12 +53,13 @@ class Settings(NamedTuple):
     lengths: tuple[int, ...]
     windows: int
     cells: tuple[str, ...]
+    layers: int
 
 
 CELLS = ("logistic", "tanh", "relu", "identity", "gru", "lstm", "lstm_open")
-FULL = Settings(64, 500, 32, 100, (50, 200, 500), 32, CELLS)
+FULL = Settings(64, 500, 32, 100, (50, 200, 500), 32, CELLS, layers=3)
 # Compiling takes the same time for a small cell as for a large one: hence fewer.
-QUICK = Settings(32, 200, 16, 50, (500,), 16, ("logistic", "lstm"))
+QUICK = Settings(32, 200, 16, 50, (500,), 16, ("logistic", "lstm"), layers=2)
 
 
 class Model(NamedTuple):
@@ -63,11 +71,18 @@ class Model(NamedTuple):
     embedding: jaxrnn.Layer
     cell: jaxrnn.Cell
     dense: jaxrnn.Layer
+    layers: int = 1
+
+    @property
+    def network(self) -> jaxrnn.Layer:
+        """The model as one layer, from characters to logits."""
+        rnns = [jaxrnn.rnn(self.cell)] * self.layers
+        return jaxrnn.serial(self.embedding, *rnns, self.dense)
 
     @property
     def color(self) -> str:
         """The cell's colour in figures."""
-        return _common.COLORS[self.name.removesuffix("_open")]
+        return _common.COLORS[self.name.split("_")[0]]
 
     @property
     def linestyle(self) -> str:
@@ -76,15 +91,29 @@ class Model(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """The gradient's norm at 0, 1, 2, ... steps back from the end, and the bound beside it.
+    """The gradient's norm in one layer, 0, 1, 2, ... steps back, and what theory says of it.
 
-    Both are relative to the norm at the end; `bound` is None for a cell that has none.
+    `norms` and `bound` are relative to the norm at the last step of the last layer. `bound` is None
+    for a cell that has none, `exponent` (in nats per step) where it isn't measured.
     """
 
     model: Model
+    layer: int
     trained: bool
     norms: np.ndarray
     bound: np.ndarray | None
+    exponent: float | None
+
+    @property
+    def name(self) -> str:
+        """What files call the cell."""
+        return f"{self.model.name}_{self.layer}" if self.model.layers > 1 else self.model.name
+
+    @property
+    def label(self) -> str:
+        """What tables and figures call the cell."""
+        stacked = f"{self.model.label}, layer {self.layer}"
+        return stacked if self.model.layers > 1 else self.model.label
 
 
 def make_models(hidden_size: int, num_symbols: int) -> list[Model]:
@@ -104,14 +133,14 @@ def make_models(hidden_size: int, num_symbols: int) -> list[Model]:
     return [Model(name, label, gamma, embedding, cell, dense) for name, label, gamma, cell in cells]
 
 
+def make_stack(hidden_size: int, num_symbols: int, layers: int) -> Model:
+    """Return the model with several layers, of LSTMs."""
+    lstm = next(model for model in make_models(hidden_size, num_symbols) if model.name == "lstm")
+    return lstm._replace(name="lstm_stack", label=f"{layers} LSTMs", layers=layers)
+
+
 def _identity(inputs: jax.Array) -> jax.Array:
     return inputs
-
-
-def init(model: Model, key: jax.Array) -> tuple[Any, Any, Any]:
-    """Return initial parameters of the embedding, the cell and the dense layer."""
-    layers = jaxrnn.serial(model.embedding, jaxrnn.rnn(model.cell), model.dense)
-    return layers.init(key)
 
 
 def windows_before(text: jax.Array, ends: jax.Array, length: int) -> jax.Array:
@@ -126,12 +155,11 @@ def train(model: Model, params: Any, batches: jax.Array, key: jax.Array) -> tupl
         The parameters, the mean loss in bits over the last tenth of the steps, and how many steps
         were made: fewer than there are batches if the loss ceased to be finite.
     """
-    layers = jaxrnn.serial(model.embedding, jaxrnn.rnn(model.cell), model.dense)
     steps = len(batches)
 
     def loss(params: Any, windows: jax.Array, key: jax.Array) -> jax.Array:
         del key
-        _, logits = layers.apply(params, None, windows[:-1])
+        _, logits = model.network.apply(params, None, windows[:-1])
         return jaxrnn.losses.softmax_cross_entropy(logits, windows[1:])
 
     try:
@@ -156,22 +184,39 @@ def train(model: Model, params: Any, batches: jax.Array, key: jax.Array) -> tupl
 def make_norms_back(model: Model) -> Callable[[Any, jax.Array], jax.Array]:
     """Make the function that measures the gradient's norm at 0, 1, 2, ... steps back from the end.
 
-    It takes the parameters and windows `(T + 1, B)`, and returns `(T, B)`, one column a window.
+    It takes the parameters and windows `(T + 1, B)`, and returns `(T, L, B)` for the model's L
+    layers.
     """
 
     @jax.jit
     def norms_back(params: Any, windows: jax.Array) -> jax.Array:
-        embedding, cell, dense = params
-        _, inputs = model.embedding.apply(embedding, None, windows[:-1])
+        def last_loss(logits: jax.Array) -> jax.Array:
+            return jaxrnn.losses.softmax_cross_entropy(logits[-1], windows[-1])
 
-        def last_loss(outputs: jax.Array) -> jax.Array:
-            _, logits = model.dense.apply(dense, None, outputs[-1])
-            return jaxrnn.losses.softmax_cross_entropy(logits, windows[-1])
-
-        gradients = jaxrnn.diagnostics.state_gradients(last_loss, model.cell, cell, inputs)
-        return jnp.linalg.norm(gradients, axis=-1)[::-1]
+        gradients = jaxrnn.diagnostics.state_gradients(
+            last_loss, model.network, params, windows[:-1]
+        )
+        return jnp.stack([jnp.linalg.norm(array, axis=-1)[::-1] for array in gradients], axis=1)
 
     return norms_back
+
+
+def make_exponent(model: Model) -> Callable[[Any, jax.Array], jax.Array]:
+    """Make the function that measures a cell's largest Lyapunov exponent on windows of text.
+
+    It takes the parameters and windows `(T + 1, B)`, and returns the mean of the B exponents.
+    """
+
+    @jax.jit
+    def exponent(params: Any, windows: jax.Array) -> jax.Array:
+        embedding, cell, _ = params
+        _, inputs = model.embedding.apply(embedding, None, windows[:-1])
+        spectrum = jaxrnn.diagnostics.lyapunov_exponents(
+            model.cell, cell, inputs, num_exponents=1, burn_in=BURN_IN
+        )
+        return spectrum.exponents.mean()
+
+    return exponent
 
 
 def bound_back(model: Model, params: Any, steps: int) -> np.ndarray | None:
@@ -184,13 +229,19 @@ def bound_back(model: Model, params: Any, steps: int) -> np.ndarray | None:
         return factor ** np.arange(steps)
 
 
-def measure(model: Model, trained: bool, params: Any, norms: np.ndarray) -> Profile:
-    """Average the norms `(T, B)` of all windows, and relate them to the end.
+def measure(
+    model: Model, trained: bool, params: Any, norms: np.ndarray, exponent: float | None
+) -> list[Profile]:
+    """Average the norms `(T, L, B)` of all windows, and relate them to the end, layer by layer.
 
     The arithmetic mean, as a training step adds the windows' gradients up, large and small.
     """
-    mean = norms.mean(axis=1, dtype=np.float64)
-    return Profile(model, trained, mean / mean[0], bound_back(model, params, len(mean)))
+    mean = norms.mean(axis=-1, dtype=np.float64)
+    bound = bound_back(model, params, len(mean))
+    return [
+        Profile(model, number, trained, column / mean[0, -1], bound, exponent)
+        for number, column in enumerate(mean.T, start=1)
+    ]
 
 
 def horizon(norms: np.ndarray) -> int:
@@ -208,15 +259,26 @@ def horizon_text(norms: np.ndarray) -> str:
     return f">= {steps}" if steps == len(norms) - 1 else str(steps)
 
 
+def predicted_horizon(exponent: float, length: int) -> int:
+    """Return the horizon of a gradient exp(exponent * steps) in a window of `length` steps."""
+    if exponent >= 0:
+        return length - 1
+    return min(length - 1, int(np.log(LEVEL) / exponent))
+
+
 def table_row(profile: Profile, bits: float | None) -> dict[str, Any]:
     """Return one row of the table."""
     norms, bound = profile.norms, profile.bound
     reaches = len(norms) > STEPS_BACK
     return {
-        "cell": profile.model.label,
+        "cell": profile.label,
         "length": len(norms),
         "when": _when(profile.trained),
         "horizon": horizon_text(norms),
+        "exponent": "" if profile.exponent is None else profile.exponent,
+        "horizon by it": ""
+        if profile.exponent is None
+        else predicted_horizon(profile.exponent, len(norms)),
         f"gradient {STEPS_BACK} back": float(norms[STEPS_BACK]) if reaches else "",
         f"bound {STEPS_BACK} back": float(bound[STEPS_BACK])
         if reaches and bound is not None
@@ -230,7 +292,7 @@ def curve_rows(profile: Profile) -> list[dict[str, Any]]:
     bound = [""] * len(profile.norms) if profile.bound is None else profile.bound
     return [
         {
-            "cell": profile.model.name,
+            "cell": profile.name,
             "length": len(profile.norms),
             "when": _when(profile.trained),
             "steps_back": steps,
@@ -253,7 +315,7 @@ def print_summary(before: list[Profile], after: list[Profile]) -> None:
         change = np.sign(horizon(new.norms) - horizon(old.norms))
         verdict = {-1: "shorter", 0: "the same", 1: "longer"}[int(change)]
         print(
-            f"  {old.model.label:<16} {horizon_text(old.norms):>6} at initialisation, "
+            f"  {old.label:<16} {horizon_text(old.norms):>6} at initialisation, "
             f"{horizon_text(new.norms):>6} after training: {verdict}"
         )
     print()
@@ -265,11 +327,20 @@ FLOOR = 1e-8
 CEILING = 1e3
 
 
-def picture(before: list[Profile], after: list[Profile]) -> Any:
-    """Draw the gradient against steps back, before and after training, and the horizons."""
+def picture(
+    before: list[Profile],
+    after: list[Profile],
+    stack_before: list[Profile],
+    stack_after: list[Profile],
+) -> Any:
+    """Draw the gradient against steps back, before and after training, and the horizons.
+
+    Below stand the maps of a stack's layers and steps, and its layers' horizons.
+    """
     with plt.rc_context(_common.STYLE):
-        figure, (left, middle, right) = plt.subplots(
-            1, 3, figsize=(14, 5), width_ratios=[1, 1, 0.75], layout="constrained"
+        figure = plt.figure(figsize=(14, 7.6), layout="constrained")
+        (left, middle, right), (low_left, low_middle, low_right) = figure.subplots(
+            2, 3, width_ratios=[1, 1, 0.75], height_ratios=[1, 0.36]
         )
         _draw_norms(left, before, "At initialisation")
         _draw_norms(middle, after, "After training on text")
@@ -277,32 +348,66 @@ def picture(before: list[Profile], after: list[Profile]) -> Any:
         middle.sharey(left)
         middle.tick_params(labelleft=False)
         _draw_horizons(right, before, after)
+        right.set_title(f"Horizon: steps back with {LEVEL:.0%} left", loc="left")
+        label = stack_before[0].model.label
+        image = _draw_map(low_left, stack_before, f"{label} in a stack, at initialisation")
+        _draw_map(low_middle, stack_after, f"{label} in a stack, after training")
+        low_middle.tick_params(labelleft=False)
+        bar = figure.colorbar(image, ax=[low_left, low_middle], extend="both", pad=0.01)
+        bar.set_label("gradient")
+        _draw_horizons(low_right, stack_before[::-1], stack_after[::-1])
+        low_right.set_xlabel("○ at initialisation    ● after training")
         handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=10)
+        figure.legend(
+            handles, labels, loc="outside upper center", ncols=(len(labels) + 1) // 2, fontsize=10
+        )
     return figure
 
 
 def _draw_norms(axes: Any, profiles: list[Profile], title: str) -> None:
+    length = len(profiles[0].norms)
     for number, profile in enumerate(profiles):
         color = profile.model.color
         # Cut where it leaves the panel: a gradient of 0 has no logarithm.
         shown = np.where(profile.norms > 0, profile.norms, np.nan)
-        axes.plot(shown, color=color, linestyle=profile.model.linestyle, label=profile.model.label)
+        axes.plot(shown, color=color, linestyle=profile.model.linestyle, label=profile.label)
         if profile.bound is not None:
             # Bounds that coincide share the line: each draws its dashes in the others' gaps.
             dashes = (5 * number, (5, 15))
             axes.plot(profile.bound, color=color, linestyle=dashes, linewidth=1.2, zorder=3)
-    axes.plot(
-        [], [], color="black", linestyle="--", linewidth=1.2, label=r"bound $(\gamma\|W\|)^k$"
-    )
+        if profile.exponent is not None:
+            # Crosses along a straight line, as many on a steep one as on a flat one.
+            end = min(length, np.log(FLOOR) / min(profile.exponent, -1e-9))
+            steps = np.linspace(0, end, 9)[1:]
+            axes.plot(steps, np.exp(profile.exponent * steps), "x", color=color, markersize=5)
+    black: dict[str, Any] = {"color": "black", "linewidth": 1.2}
+    axes.plot([], [], linestyle="--", label=r"bound $(\gamma\|W\|)^k$", **black)
+    axes.plot([], [], "x", markersize=5, label=r"Lyapunov exponent, $e^{\lambda k}$", **black)
     axes.axhline(LEVEL, color="black", linewidth=0.8, linestyle=":")
-    length = len(profiles[0].norms)
     axes.text(length, LEVEL * 1.2, f"{LEVEL:.0%}", ha="right", fontsize=9)
     axes.set_yscale("log")
     axes.set_ylim(FLOOR, CEILING)
     axes.set_xlim(0, length)
     axes.set_xlabel("steps back from the end")
     axes.set_title(title, loc="left")
+
+
+def _draw_map(axes: Any, layers: list[Profile], title: str) -> Any:
+    norms = np.stack([profile.norms for profile in layers])
+    image = axes.imshow(
+        # A gradient of 0 has no logarithm, and is as good as one below the floor.
+        np.maximum(norms, FLOOR / 10),
+        norm=LogNorm(FLOOR, 1),
+        cmap="viridis",
+        aspect="auto",
+        origin="lower",
+        interpolation="nearest",
+    )
+    axes.grid(False)
+    axes.set_yticks(range(len(layers)), [f"layer {profile.layer}" for profile in layers])
+    axes.set_xlabel("steps back from the end")
+    axes.set_title(title, loc="left")
+    return image
 
 
 def _draw_horizons(axes: Any, before: list[Profile], after: list[Profile]) -> None:
@@ -335,10 +440,8 @@ def _draw_horizons(axes: Any, before: list[Profile], after: list[Profile]) -> No
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlim(1, len(before[0].norms))
     axes.set_ylim(len(before) - 0.4, -0.6)
-    axes.set_yticks(range(len(before)), [profile.model.label for profile in before])
+    axes.set_yticks(range(len(before)), [profile.label for profile in before])
     axes.grid(False, axis="y")
-    axes.set_xlabel("○ at initialisation    ● after training")
-    axes.set_title(f"Horizon: steps back with {LEVEL:.0%} left", loc="left")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -368,47 +471,69 @@ def main(arguments: list[str] | None = None) -> None:
 
     models = make_models(settings.hidden_size, len(vocabulary))
     models = [model for model in models if model.name in settings.cells]
+    stack = make_stack(settings.hidden_size, len(vocabulary), settings.layers)
 
     def examine(model: Model) -> tuple[list[Profile], list[Profile], float]:
-        initial = init(model, init_key)
+        initial = model.network.init(init_key)
         params, loss, steps = train(model, initial, batches, train_key)
-        norms_back = make_norms_back(model)
-        before, after = (
-            [measure(model, trained, values, np.asarray(norms_back(values, w))) for w in windows]
-            for trained, values in [(False, initial), (True, params)]
-        )
+        norms_back, exponent = make_norms_back(model), make_exponent(model)
+
+        def profiles(trained: bool, params: Any) -> list[Profile]:
+            # The longest windows tell the exponent best.
+            rate = float(exponent(params, windows[-1])) if model.layers == 1 else None
+            return [
+                profile
+                for w in windows
+                for profile in measure(
+                    model, trained, params, np.asarray(norms_back(params, w)), rate
+                )
+            ]
+
+        before, after = profiles(False, initial), profiles(True, params)
         print(f"{model.label}: {steps} steps, {loss:.2f} bits per character", flush=True)
         return before, after, loss
 
-    # Most of the time goes into compiling, which runs on one core: two models at once use two.
+    # Most of the time goes into compiling, which runs on one core: two models at once use two. The
+    # stack takes longest, and so begins.
     with ThreadPoolExecutor(max_workers=2) as pool:
-        results = pool.map(examine, models)
-        before, after, bits = (list(column) for column in zip(*results, strict=True))
+        stacked, *results = pool.map(examine, [stack, *models])
 
     rows = [
         table_row(profile, loss if profile.trained else None)
-        for old, new, loss in zip(before, after, bits, strict=True)
+        for old, new, loss in [*results, stacked]
         for pair in zip(old, new, strict=True)
         for profile in pair
     ]
     print()
     _common.print_table(rows)
     print(
-        "A gradient of 0 is too small for float32. Norms are means over windows of held-out text."
+        "A gradient of 0 is too small for float32. Norms are means over windows of held-out text, "
+        "which those windows rule where it reaches farthest; exponents, in nats per step, are what "
+        "is typical."
     )
-    longest = [[profiles[-1] for profiles in group] for group in (before, after)]
-    print_summary(*longest)
+
+    def longest(profiles: list[Profile]) -> list[Profile]:
+        return [profile for profile in profiles if len(profile.norms) == max(settings.lengths)]
+
+    before, after = (
+        [profile for result in results for profile in longest(result[when])] for when in (0, 1)
+    )
+    stack_before, stack_after = longest(stacked[0]), longest(stacked[1])
+    print_summary([*before, *stack_before], [*after, *stack_after])
     _common.save_csv(options.out / "vanishing_gradient.csv", rows)
     _common.save_csv(
         options.out / "vanishing_gradient_curves.csv",
         [
             row
-            for profiles in [*before, *after]
-            for profile in profiles
+            for old, new, _ in [*results, stacked]
+            for profile in [*old, *new]
             for row in curve_rows(profile)
         ],
     )
-    _common.save_figure(options.out / "vanishing_gradient.png", picture(*longest))
+    _common.save_figure(
+        options.out / "vanishing_gradient.png",
+        picture(before, after, stack_before, stack_after),
+    )
 
 
 def split(codes: np.ndarray, length: int) -> tuple[jax.Array, jax.Array]:

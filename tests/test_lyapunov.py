@@ -285,12 +285,14 @@ def test_a_singular_jacobian_is_not_called_converged_or_nan(float64):
     assert not np.isnan(got.exponents).any()
 
 
-def test_parallel_tangents_are_told_apart(float64):
+@pytest.mark.parametrize("size", [3, 64])
+def test_parallel_tangents_are_told_apart(float64, size):
     # 1e10 between the stretches of one step: their Gram matrix is singular to rounding.
-    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
-    cell, params = linear(basis @ np.diag([1e5, 1.0, 1e-5]) @ basis.T)
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0]
+    stretches = np.concatenate([[1e5, 1.0, 1e-5], np.full(size - 3, 1e-5)])
+    cell, params = linear(basis @ np.diag(stretches) @ basis.T)
     got = lyapunov_exponents(cell, params, nothing(30), burn_in=10)
-    np.testing.assert_allclose(got.exponents, np.log([1e5, 1, 1e-5]), atol=1e-5)
+    np.testing.assert_allclose(got.exponents, np.log(stretches), atol=1e-5)
 
 
 # Transformations and shapes ----------------------------------------------------------------------

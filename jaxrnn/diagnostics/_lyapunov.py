@@ -281,7 +281,9 @@ def _orthonormalise(
     rows = jnp.moveaxis(tangents, 0, -2)
     first, first_logs = _cholesky(rows, _gram(rows))
     gram = _gram(first)
-    regular = jnp.max(jnp.abs(gram - jnp.eye(gram.shape[-1], dtype=gram.dtype))) < 0.1
+    # Not a number isn't less than anything, so a failed factorisation isn't regular. `all` and not
+    # `max`, which over 64 or more numbers that are not loses them on XLA's CPU.
+    regular = jnp.all(jnp.abs(gram - jnp.eye(gram.shape[-1], dtype=gram.dtype)) < 0.1)
 
     def second(first):
         rows, logs = _cholesky(first, gram)
@@ -291,7 +293,6 @@ def _orthonormalise(
         columns, r = jnp.linalg.qr(jnp.swapaxes(rows, -1, -2))
         return jnp.swapaxes(columns, -1, -2), jnp.log(jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1)))
 
-    # Not a number isn't less than anything, so a failed factorisation takes the second branch.
     rows, logs = lax.cond(regular, second, householder, first)
     return jnp.moveaxis(rows, -2, 0), logs
 
