@@ -253,7 +253,7 @@ def _saturation(params, state, inputs, *, cell, threshold):
         if gated is None:
             state, effects = _effects_of_products(cell, params, state, inputs)
         else:
-            state, effects = _effects_of_recurrent(gated, params, state, inputs)
+            state, effects = _effects_of_recurrent(cell, gated, params, state, inputs)
         shares = [jnp.mean(effect < threshold, axis=-1, dtype=effect.dtype) for effect in effects]
         return state, jnp.stack(shares, axis=-1)
 
@@ -261,27 +261,27 @@ def _saturation(params, state, inputs, *, cell, threshold):
 
 
 def _effects_of_recurrent(
-    gated: Gated, params: PyTree, state: PyTree, inputs: Array
+    cell: Cell | Step, gated: Gated, params: PyTree, state: PyTree, inputs: Array
 ) -> tuple[PyTree, list[Float[Array, "*batch H"]]]:
     """Return the new state, and how far each unit of each gate moves it."""
     projected = gated.project(params, inputs)
     recurrent = gated.product(params, state, projected)
     new, derivative = _pointwise(
-        lambda recurrent: gated.activate(params, state, projected, recurrent)[0], recurrent
+        cell, lambda recurrent: gated.activate(params, state, projected, recurrent)[0], recurrent
     )
     return new, [_largest(derivative(tangent)) for tangent in _one_at_a_time(recurrent)]
 
 
 def _pointwise(
-    function: Callable[[PyTree], PyTree], at: PyTree
+    cell: Cell | Step, function: Callable[[PyTree], PyTree], at: PyTree
 ) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
     """Return a pointwise function's value and derivative, or raise if it mixes units."""
     value, derivative = jax.linearize(function, at)
     mixing = [name for name in primitives(derivative, at) if name.startswith(_MIXING)]
     if mixing:
         raise ValueError(
-            f"cell: got an activate in which one unit reaches others, by "
-            f"{', '.join(sorted(mixing))}, wanted a pointwise one"
+            f"cell: got {getattr(cell, 'name', 'a step')}, in whose activate one unit reaches "
+            f"others, by {', '.join(sorted(mixing))}; wanted a pointwise one"
         )
     return value, derivative
 
@@ -333,7 +333,7 @@ def _largest(parts: PyTree) -> Array:
 @functools.partial(jax.jit, static_argnames=("cell",), inline=True)
 def _forget(params, state, inputs, *, cell):
     def body(state, inputs):
-        new, derivative = _pointwise(_held(cell, params, state, inputs), state)
+        new, derivative = _pointwise(cell, _held(cell, params, state, inputs), state)
         factors = [
             jax.tree.leaves(derivative(tangent))[place]
             for place, tangent in enumerate(_one_at_a_time(state))
