@@ -85,8 +85,17 @@ def process(number, count, port, directory):
         assert leaf.is_fully_replicated
         assert not leaf.is_fully_addressable
     del settings["checkpoints"]
+    inputs, targets = bad_arrays()
+    mine = slice(4 * number, 4 * number + 4)
+    mesh = settings["sharding"][0].mesh
+    parts = [
+        jax.make_array_from_process_local_data(
+            NamedSharding(mesh, PartitionSpec(*axes, "batch")), np.ascontiguousarray(part)
+        )
+        for axes, part in (((None, None), inputs[:, :, mine]), ((None,), targets[:, mine]))
+    ]
     with pytest.raises(jaxrnn.NonFiniteError) as bad:
-        train(bad_arrays(), **settings)
+        train(tuple(parts), **settings)
     leaves = jax.tree.map(np.asarray, jax.tree.leaves(result))
     np.savez(f"{directory}/{number}.npz", *leaves, leaf=bad.value.leaf, step=bad.value.step)
 

@@ -8,7 +8,7 @@ import orbax.checkpoint  # noqa: F401  (in a fork server all imports are done on
 
 import jaxrnn
 
-STEPS = 1000
+STEPS = 2000
 
 
 def train(checkpoints=None, on_report=None, steps=STEPS):

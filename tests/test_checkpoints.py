@@ -205,14 +205,16 @@ def test_a_run_killed_twenty_times_is_the_run_that_never_was(tmp_path):
         return process
 
     undisturbed = begin(paths[0])
-    in_writes, steps = 0, []
+    in_writes, step = 0, 0
     for number in range(20):
         receiver, sender = context.Pipe(duplex=False)
         process = begin(paths[1], str(directory), 2, sender)
         sender.close()
-        if number >= 4:
-            assert receiver.poll(60), "no report"
-            steps.append(receiver.recv())
+        # The first few at any time from their start on; the others once they have made some steps,
+        # most of whose time goes into writing.
+        for _ in range(0 if number < 4 else rng.integers(1, 5)):
+            assert receiver.poll(100), "no report"
+            step = receiver.recv()
         time.sleep(rng.uniform(0, 0.1))
         process.kill()
         process.join()
@@ -220,8 +222,7 @@ def test_a_run_killed_twenty_times_is_the_run_that_never_was(tmp_path):
         if directory.exists():
             in_writes += any(not (path / "SHA256SUMS").exists() for path in directory.iterdir())
     assert in_writes >= 3
-    assert steps == sorted(steps)
-    assert steps[-1] > steps[0]
+    assert step > 20
     for process in (undisturbed, begin(paths[1], str(directory))):
         process.join()
         assert process.exitcode == 0

@@ -82,18 +82,21 @@ def test_two_devices_are_one(batches):
 
 
 @needs_devices
-def test_each_device_has_its_part_of_the_batch():
+@pytest.mark.parametrize(
+    "batches", [np.ones((2, 3, 4), np.float32), lambda key: jax.random.uniform(key, (3, 4))]
+)
+def test_each_device_has_its_part_of_the_batch(batches):
     shapes = []
-    sharding = on_two(None, "batch")
+
+    def note(sharding):
+        shapes.append(sharding.shard_shape((3, 4)))
 
     def loss(params, batch, key):
-        jax.debug.inspect_array_sharding(
-            batch, callback=lambda of: shapes.append(of.shard_shape((3, 4)))
-        )
+        jax.debug.inspect_array_sharding(batch, callback=note)
         return jnp.mean(params * batch)
 
-    arrays = np.ones((2, 3, 4), np.float32)
-    jaxrnn.fit(loss, jnp.ones(()), optax.sgd(0.1), arrays, steps=2, key=KEY, sharding=sharding)
+    settings = {"steps": 2, "key": KEY, "sharding": on_two(None, "batch")}
+    jaxrnn.fit(loss, jnp.ones(()), optax.sgd(0.1), batches, **settings)
     assert shapes
     assert set(shapes) == {(3, 2)}
 

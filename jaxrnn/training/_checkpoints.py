@@ -32,8 +32,10 @@ class Checkpoints:
 
     A run that was killed, at any moment, and started again in the same way returns to the last bit
     what it would have returned. A checkpoint that is damaged, or whose writing was cut off, is
-    passed over with a warning; one of another run is an error that names what is different. It
-    needs Orbax: `pip install "jaxrnn[checkpoints]"`.
+    passed over with a warning. One of another run, with other parameters, optimizer state, carry,
+    key or number of batches, is an error that names the first leaf that is different; what a loss
+    or an optimizer computes is not in a checkpoint. It needs Orbax:
+    `pip install "jaxrnn[checkpoints]"`.
 
     With several processes the first writes, and all read, so the directory must be one that they
     share. A run may go on with another number of devices or processes; then it is the same up to
@@ -188,11 +190,15 @@ def _damage(folder: Path) -> str | None:
 
 def _digests(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file of a checkpoint but that of the digests."""
-    files = (path for path in folder.rglob("*") if path.is_file())
+
+    def digest(path):
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-        if not path.name.startswith(_DIGESTS)
+        path.relative_to(folder).as_posix(): digest(path)
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(_DIGESTS)
     }
 
 
