@@ -118,7 +118,8 @@ def test_pytorchs_projection(size):
         theirs.bias_hh_l0.copy_(tensor(jnp.zeros_like(params.cell.bias)))
     x, first = tensor(inputs), [tensor(leaf[None]) for leaf in state]
     outputs, (hidden, of_cell) = theirs(x, tuple(first))
-    ((weights()[..., :size] * outputs**2).sum() + (of_cell**2).sum()).backward()
+    weighted = torch.tensor(weights()[..., :size]) * outputs**2
+    (weighted.sum() + (of_cell**2).sum()).backward()
 
     def loss(params, inputs, state):
         final, outputs = jaxrnn.unroll(cell, params, inputs, state)

@@ -383,7 +383,7 @@ def test_residual_cells_and_residual_layers_agree():
     got = jaxrnn.unroll(jaxrnn.residual(cell), params, inputs, state)
     wanted = jaxrnn.residual(jaxrnn.rnn(cell)).apply(params, state, inputs)
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
-    wide = jnp.ones((T, 2, 5), jnp.float32)
+    wide = jnp.ones((T, 2, 5))
     params = cell.init(KEY, 5)
     message = r"inputs: got float32\[2, 5\], wanted the shape of gru's output float32\[2, 3\]"
     with pytest.raises(ValueError, match=message):
