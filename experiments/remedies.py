@@ -336,7 +336,7 @@ def spearman(x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> float:
 
 
 def bootstrap(
-    groups: Sequence[tuple[np.ndarray, np.ndarray]], seed: int, draws: int = 2000
+    groups: Sequence[tuple[np.ndarray, np.ndarray]], seed: int, draws: int = 1000
 ) -> tuple[float, float, float]:
     """Return the rank correlation of all points, and a 95% interval from resampled groups."""
     generator = np.random.default_rng(seed)

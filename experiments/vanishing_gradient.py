@@ -89,6 +89,11 @@ class Model(NamedTuple):
         """Dots for a variant of another model, which has its colour."""
         return ":" if self.name.endswith("_open") else "-"
 
+    @property
+    def marker(self) -> str:
+        """Upright crosses for such a variant."""
+        return "+" if self.name.endswith("_open") else "x"
+
 
 class Profile(NamedTuple):
     """The gradient's norm in one layer, 0, 1, 2, ... steps back, and what theory says of it.
@@ -379,7 +384,8 @@ def _draw_norms(axes: Any, profiles: list[Profile], title: str) -> None:
             # Crosses along a straight line, as many on a steep one as on a flat one.
             end = min(length, np.log(FLOOR) / min(profile.exponent, -1e-9))
             steps = np.linspace(0, end, 9)[1:]
-            axes.plot(steps, np.exp(profile.exponent * steps), "x", color=color, markersize=5)
+            predicted = np.exp(profile.exponent * steps)
+            axes.plot(steps, predicted, profile.model.marker, color=color, markersize=5)
     black: dict[str, Any] = {"color": "black", "linewidth": 1.2}
     axes.plot([], [], linestyle="--", label=r"bound $(\gamma\|W\|)^k$", **black)
     axes.plot([], [], "x", markersize=5, label=r"Lyapunov exponent, $e^{\lambda k}$", **black)
@@ -515,9 +521,8 @@ def main(arguments: list[str] | None = None) -> None:
     def longest(profiles: list[Profile]) -> list[Profile]:
         return [profile for profile in profiles if len(profile.norms) == max(settings.lengths)]
 
-    before, after = (
-        [profile for result in results for profile in longest(result[when])] for when in (0, 1)
-    )
+    before = [profile for old, _, _ in results for profile in longest(old)]
+    after = [profile for _, new, _ in results for profile in longest(new)]
     stack_before, stack_after = longest(stacked[0]), longest(stacked[1])
     print_summary([*before, *stack_before], [*after, *stack_after])
     _common.save_csv(options.out / "vanishing_gradient.csv", rows)
