@@ -221,6 +221,10 @@ def test_an_output_without_time_and_a_bare_step():
     np.testing.assert_allclose(
         of_layer.layers[0].norms, of_step.layers[0].norms, rtol=1e-5, atol=1e-12
     )
+    # Of as many steps as units, and of no batch, an output says by its shape neither.
+    square = report(lambda output: output.sum(), model, params, inputs[:H, 0], write=None)
+    assert square.steps == H
+    assert square.layers[0].norms[0] < 1e-6 * square.layers[0].norms[-1]
 
 
 @pytest.mark.slow
