@@ -244,6 +244,7 @@ def test_a_stack_within_layers_is_its_cells_one_by_one():
         np.testing.assert_allclose(states[2].hidden, wanted[::-1], **FLOAT64)
 
 
+@pytest.mark.slow
 def test_norms_of_the_whole_state_and_by_unit():
     cell = jaxrnn.lstm(H)
     arguments = jax.tree.map(np.float32, random_problem(cell, batch=(2, 3)))

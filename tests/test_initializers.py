@@ -144,21 +144,24 @@ def gaussian(size):
     return lambda key, shape, dtype: size * jax.random.normal(key, shape, dtype)
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("activation", "worse", "better"),
     [
         # Saxe et al.: no shrinking at gain 1, where each of a Gaussian matrix's products spreads.
-        (jax.nn.identity, gaussian(32**-0.5), initializers.orthogonal()),
+        slow(jax.nn.identity, gaussian(32**-0.5), initializers.orthogonal()),
         # And in a nonlinear network a gain above 1 makes up for the activation.
-        (jnp.tanh, initializers.orthogonal(0.8), initializers.orthogonal()),
-        (jnp.tanh, initializers.orthogonal(), initializers.orthogonal(1.1)),
+        slow(jnp.tanh, initializers.orthogonal(0.8), initializers.orthogonal()),
+        slow(jnp.tanh, initializers.orthogonal(), initializers.orthogonal(1.1)),
         # Le et al. compare with a Gaussian matrix of small weights.
         (jax.nn.relu, gaussian(0.001), initializers.identity()),
         (jax.nn.relu, initializers.orthogonal(), initializers.identity()),
         # Jaeger: the memory fades the more slowly, the closer the radius is to 1.
-        (jnp.tanh, initializers.scaled_gaussian(0.5), initializers.scaled_gaussian(0.95)),
+        slow(jnp.tanh, initializers.scaled_gaussian(0.5), initializers.scaled_gaussian(0.95)),
         (jax.nn.relu, gaussian(32**-0.5), initializers.near_identity()),
-        (jax.nn.identity, initializers.near_identity(0.3), initializers.near_identity(0.01)),
+        slow(jax.nn.identity, initializers.near_identity(0.3), initializers.near_identity(0.01)),
     ],
 )
 def test_remedies_bring_the_gradients_decay_nearer_to_none(activation, worse, better):
@@ -167,6 +170,7 @@ def test_remedies_bring_the_gradients_decay_nearer_to_none(activation, worse, be
     assert abs(slower) < abs(rate) / 1.5
 
 
+@pytest.mark.slow
 def test_horizons_of_linear_networks_are_what_the_papers_say():
     measure = horizon_of(jax.nn.identity)
     for gain in (0.9, 1.0, 1.1):
@@ -234,6 +238,7 @@ def test_unitary_is_drawn_by_haars_measure():
     assert square.mean() != pytest.approx(1, rel=5 / np.sqrt(count))
 
 
+@pytest.mark.slow
 def test_a_unitary_kernel_carries_a_complex_state_for_ever():
     """By Arjovsky et al. no gradient vanishes; scaled Gaussian ones with radius 0.9 do."""
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
-from jaxrnn.diagnostics._model import Model, checked_model, run_model
+from jaxrnn.diagnostics._model import Model, checked_model, run_model, scan
 from jaxrnn.diagnostics._perturb import perturb_state
 from jaxrnn.diagnostics._tangents import Step, step_of
 from jaxrnn.layers import Layer
@@ -84,7 +84,7 @@ def state_gradients(
 
     def record(cell, params, inputs, state, *, reverse):
         shapes.append(_shapes(_select(cell, state, part), len(inputs)))
-        return lax.scan(functools.partial(step_of(cell), params), state, inputs, reverse=reverse)
+        return scan(cell, params, inputs, state, reverse=reverse)
 
     jax.eval_shape(lambda: run_model(cell, params, inputs, state, record))
     if not shapes:

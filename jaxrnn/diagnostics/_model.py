@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
-from jaxrnn.diagnostics._tangents import Step, finite
+from jaxrnn.diagnostics._tangents import Step, finite, step_of
 from jaxrnn.layers import Layer
 from jaxrnn.layers._layer import no_state
 from jaxrnn.wrappers._compute_dtype import computing_in
@@ -67,6 +67,13 @@ def run_model(
         return unroll(cell, params, inputs, state, reverse=reverse)
 
     return as_layer(model).apply(params, state, inputs, unroll=checked_unroll)[1]
+
+
+def scan(cell, params, inputs, state, *, reverse=False) -> tuple[Any, Any]:
+    """Run a cell or a bare step, as the plainest `unroll`."""
+    return lax.scan(
+        lambda state, x: step_of(cell)(params, state, x), state, inputs, reverse=reverse
+    )
 
 
 def as_layer(model: Model) -> Layer:

@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from jaxrnn import _check
 from jaxrnn.diagnostics._gradients import gradient_norms
 from jaxrnn.diagnostics._horizon import GradientHorizon, gradient_horizon
-from jaxrnn.diagnostics._model import Model, as_layer, checked_model, run_model
+from jaxrnn.diagnostics._model import Model, as_layer, checked_model, run_model, scan
 from jaxrnn.diagnostics._suspects import Cause, Run, Suspect, suspects
-from jaxrnn.diagnostics._tangents import finite, step_of
+from jaxrnn.diagnostics._tangents import finite
 from jaxrnn.layers import Layer
 
 Verdict = Literal["reaches", "dies", "explodes", "no gradient"]
@@ -179,7 +179,8 @@ def _examine(
 ) -> GradientReport:
     runs, outputs = _runs(model, params, inputs, state)
     steps = len(runs[0].inputs)
-    last, value = _last_heeded(loss, outputs, runs[0])
+    timed = _timed(model, params, inputs, state, outputs)
+    last, value = _last_heeded(loss, outputs, timed, steps)
     if not np.isfinite(value) and all(map(_is_finite, jax.tree.leaves(outputs))):
         evidence = f"the loss is {value}, of outputs that are finite"
         remedy = "a look at the loss"
@@ -194,10 +195,9 @@ def _examine(
             run._replace(cell=cell, params=params, scale=scale)
             for run, cell, (params, scale) in zip(runs, cells, params_and_scales, strict=True)
         ]
-        return gradient_norms(
-            _at_step(loss, last, runs[0]), _substituted(model, changed), params, inputs, state,
-            part=None,
-        )  # fmt: skip
+        at_last = _at_step(loss, last, timed)
+        substituted = _substituted(model, changed)
+        return gradient_norms(at_last, substituted, params, inputs, state, part=None)
 
     compiled = jax.jit(norms, static_argnums=1)
 
@@ -235,7 +235,7 @@ def _runs(model: Layer, params: PyTree, inputs: Array, state: PyTree) -> tuple[l
         if reverse:
             raise ValueError("cell: got a layer that runs backwards, wanted all to run forwards")
         runs.append(Run(cell, params, inputs, state))
-        return lax.scan(lambda *carry: step_of(cell)(params, *carry), state, inputs)
+        return scan(cell, params, inputs, state)
 
     outputs = run_model(model, params, inputs, state, record)
     if not runs:
@@ -261,23 +261,30 @@ def _substituted(model: Layer, runs: list[Run]) -> Layer:
     return dataclasses.replace(model, apply=apply)
 
 
-def _has_time(leaf: Array, run: Run) -> bool:
-    """Say whether a model's output has an entry for each step, rather than for the last alone."""
-    return leaf.ndim >= run.inputs.ndim and len(leaf) == len(run.inputs)
+def _timed(model: Layer, params: PyTree, inputs: Array, state: PyTree, outputs: Any) -> Any:
+    """Say which outputs have an entry for each step: those that one step more makes longer."""
+    longer = jax.eval_shape(
+        lambda: run_model(model, params, jnp.concatenate([inputs, inputs[:1]]), state, scan)
+    )
+    return jax.tree.map(lambda short, long: short.shape != long.shape, outputs, longer)
 
 
-def _last_heeded(loss: Callable[[Any], Array], outputs: Any, run: Run) -> tuple[int | None, float]:
+def _last_heeded(
+    loss: Callable[[Any], Array], outputs: Any, timed: Any, steps: int
+) -> tuple[int | None, float]:
     """Return the last step whose output has any effect on the loss, if any has, and the loss."""
     last = -1
     value, gradient = jax.value_and_grad(lambda outputs: _check.scalar("loss", loss(outputs)))(
         outputs
     )
-    for leaf in jax.tree.leaves(gradient):
-        if not _has_time(leaf, run):
-            leaf = jnp.zeros((len(run.inputs), *leaf.shape), leaf.dtype).at[-1].set(leaf)
+    for leaf, has_time in zip(jax.tree.leaves(gradient), jax.tree.leaves(timed), strict=True):
         # What isn't a number isn't 0 either.
-        heeded = np.asarray(leaf != 0).any(axis=tuple(range(1, leaf.ndim)))
-        last = max(last, *np.flatnonzero(heeded), -1)
+        heeded = np.asarray(leaf != 0)
+        if has_time:
+            places = np.flatnonzero(heeded.any(axis=tuple(range(1, leaf.ndim))))
+            last = max(last, *places, -1)
+        elif heeded.any():
+            last = steps - 1
     return None if last < 0 else int(last), float(value)
 
 
@@ -285,18 +292,18 @@ def _is_finite(leaf: Array) -> bool:
     return bool(jnp.isfinite(leaf).all())
 
 
-def _at_step(loss: Callable[[Any], Array], step: int, run: Run) -> Callable[[Any], Array]:
+def _at_step(loss: Callable[[Any], Array], step: int, timed: Any) -> Callable[[Any], Array]:
     """Return a loss whose gradient is the given loss's, but for the outputs of one step only."""
 
     def at_step(outputs: Any) -> Array:
         gradient = lax.stop_gradient(jax.grad(loss)(outputs))
 
-        def product(output: Array, slope: Array) -> Array:
-            if _has_time(output, run):
+        def product(output: Array, slope: Array, has_time: bool) -> Array:
+            if has_time:
                 return jnp.vdot(slope[step], output[step])
             return jnp.vdot(slope, output)
 
-        products = jax.tree.leaves(jax.tree.map(product, outputs, gradient))
+        products = jax.tree.leaves(jax.tree.map(product, outputs, gradient, timed))
         return functools.reduce(jnp.add, products)
 
     return at_step
