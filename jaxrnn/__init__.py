@@ -34,9 +34,13 @@ from jaxrnn.training import (
     Metrics,
     NonFiniteError,
     TrainState,
+    TruncatedCarry,
+    TruncatedLoss,
     fit,
     init_train_state,
     train_step,
+    truncated_gradient,
+    truncated_loss,
 )
 
 __version__ = "0.1.0"
@@ -58,6 +62,8 @@ __all__ = [
     "NonFiniteError",
     "PeepholeLSTMParams",
     "TrainState",
+    "TruncatedCarry",
+    "TruncatedLoss",
     "bidirectional",
     "checkpointed",
     "choose_engine",
@@ -82,6 +88,8 @@ __all__ = [
     "sharded",
     "tasks",
     "train_step",
+    "truncated_gradient",
+    "truncated_loss",
     "unroll",
     "unroll_loss",
 ]

@@ -2,13 +2,23 @@
 
 from jaxrnn.training._fit import FitResult, NonFiniteError, fit
 from jaxrnn.training._step import Metrics, TrainState, init_train_state, train_step
+from jaxrnn.training._truncated import (
+    TruncatedCarry,
+    TruncatedLoss,
+    truncated_gradient,
+    truncated_loss,
+)
 
 __all__ = [
     "FitResult",
     "Metrics",
     "NonFiniteError",
     "TrainState",
+    "TruncatedCarry",
+    "TruncatedLoss",
     "fit",
     "init_train_state",
     "train_step",
+    "truncated_gradient",
+    "truncated_loss",
 ]
