@@ -75,7 +75,7 @@ def test_it_is_the_sum_of_windows_each_from_a_constant_state(row, k1, k2):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("k1", "k2"), [(T, None), (1, T)])
+@pytest.mark.parametrize(("k1", "k2"), [(T, None), pytest.param(1, T, marks=pytest.mark.slow)])
 def test_windows_back_to_the_start_give_the_full_gradient(k1, k2):
     """Also of a stack, on integers, whose readout has no state, from the initial one."""
     model = jaxrnn.serial(jaxrnn.embedding(5, 2), jaxrnn.rnn(jaxrnn.gru(H)), jaxrnn.dense(5))

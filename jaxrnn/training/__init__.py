@@ -2,6 +2,7 @@
 
 from jaxrnn.training._fit import FitResult, NonFiniteError, fit
 from jaxrnn.training._step import Metrics, TrainState, init_train_state, train_step
+from jaxrnn.training._sweep import sweep
 from jaxrnn.training._truncated import (
     TruncatedCarry,
     TruncatedLoss,
@@ -18,6 +19,7 @@ __all__ = [
     "TruncatedLoss",
     "fit",
     "init_train_state",
+    "sweep",
     "train_step",
     "truncated_gradient",
     "truncated_loss",
