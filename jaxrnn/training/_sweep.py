@@ -102,8 +102,8 @@ def sweep(
     members = _count_members(settings, key if own_keys else None)
     num_batches = None if callable(batches) else _count_batches(batches)
 
-    def start(setting: PyTree, key: PRNGKeyArray) -> tuple[TrainState, Bool[Array, ""]]:
-        _, params, optimizer = _checked_setup(setup(setting, key))
+    def start(of_member: tuple[PyTree, PRNGKeyArray]) -> tuple[TrainState, Bool[Array, ""]]:
+        _, params, optimizer = _checked_setup(setup(*of_member))
         state = init_train_state(params, optimizer, carry=carry)
         state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
         return state, jnp.array(True)
@@ -136,13 +136,16 @@ def sweep(
         return (state, alive), history
 
     keys_axis = 0 if own_keys else None
-    init_key, fit_key = _split(key) if own_keys else jax.random.split(key)
-    start = _over_members(start, members, (0, keys_axis))
-    run = _over_members(run, members, (0, keys_axis, keys_axis, 0, None, None, None))
+    init_keys, fit_key = _split(key) if own_keys else jax.random.split(key)
+    if not own_keys:
+        init_keys = jnp.broadcast_to(init_keys, (members, *init_keys.shape))
+    run = _over_members(run, members, (0, 0, keys_axis, 0, None, None, None))
     keys_of_steps = jax.vmap(_keys_of_steps, (0, None, None)) if own_keys else _keys_of_steps
     settings = jax.tree.map(jnp.asarray, settings)
     data = () if num_batches is None else jax.tree.map(jnp.asarray, batches)
-    member = start(settings, init_key)
+    # One after the other, not by vmap: initialisers factorise matrices, and jaxlib's batched
+    # factorisations can wait for one another without end where a CPU has few threads.
+    member = jax.jit(functools.partial(lax.map, start))((settings, init_keys))
     histories: list[Metrics] = []
 
     def result() -> FitResult:
@@ -154,7 +157,7 @@ def sweep(
         for total in range(0, steps, report_every):
             count = min(report_every, steps - total)
             keys = keys_of_steps(fit_key, total, report_every)
-            member, history = run(settings, init_key, keys, member, total, count, data)
+            member, history = run(settings, init_keys, keys, member, total, count, data)
             histories.append(Metrics(*(np.asarray(array)[:, :count] for array in history)))
             bar.update(count)
             bar.set_postfix(loss=f"{np.median(histories[-1].loss[:, -1]):.4g}")
