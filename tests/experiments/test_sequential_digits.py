@@ -135,7 +135,7 @@ def test_two_patterns_are_learnt_on_two_devices():
     """Of an image that is bright at its first or at its last pixel."""
     images = np.zeros((40, 2, 3), np.uint8)
     images[:20, 0, 0] = images[20:, -1, -1] = 4
-    data = digits.Digits(images, np.repeat(np.uint8([3, 8]), 20), 4)
+    data = digits.Digits(images, np.repeat(np.array([3, 8], np.uint8), 20), 4)
     settings = {"hidden_size": 8, "batch_size": 16, "learning_rate": 3e-2}
     keys = jax.random.split(jax.random.key(0), 2)
     run = digits.learn("gru", data, data, keys, steps=60, reports=2, **settings)
