@@ -8,6 +8,7 @@ order each round, so that whatever else the machine does hits all alike. With --
 is divided over two devices of the CPU too. With --scaling: time and memory of jaxrnn's gradient
 against the length of the sequence. With --training: characters per second of a whole training step.
 With --loss: the gradient of a cross-entropy over every step, added up on the way or all at once.
+With --sweep: many networks trained at once against one.
 """
 
 import argparse
@@ -658,6 +659,77 @@ def run_loss(arguments: argparse.Namespace, names: Sequence[str], head: dict[str
     _common.save_csv(arguments.out / "loss.csv", [row | head for row in rows])
 
 
+# Sweeps.
+
+
+class Sweep(NamedTuple):
+    """How many members learn the adding problem at once, its T and B, and H of their cells."""
+
+    members: int = 8
+    length: int = 100
+    batch: int = 32
+    hidden: int = 32
+
+
+def prepare_sweep(
+    cell: str, sizes: Sweep, seed: int
+) -> dict[str, Callable[[Callable[..., None]], Any]]:
+    """Make what trains one network by `fit`, and many by `sweep`, and calls back now and then."""
+    key = jax.random.key(seed)
+    optimizer = optax.adam(1e-2)
+    task = functools.partial(jaxrnn.tasks.adding, batch_size=sizes.batch, length=sizes.length)
+    options: dict[str, Any] = {"steps": 60, "report_every": 10, "clip_norm": 1.0, "progress": False}
+    runs = {}
+    for name, engine in {"default": None, "scan": jaxrnn.scan()}.items():
+        of_cell = getattr(jaxrnn, cell)(sizes.hidden)
+        model = jaxrnn.serial(
+            jaxrnn.rnn(of_cell, return_sequences=False, engine=engine), jaxrnn.dense(1)
+        )
+
+        def loss(params, batch, key, model=model):
+            inputs, targets = batch
+            return jaxrnn.losses.squared_error(model.apply(params, None, inputs)[1], targets)
+
+        def setup(setting, key, model=model, loss=loss):
+            return loss, model.init(key, 2), optimizer
+
+        def fit(report, setup=setup):
+            loss, params, optimizer = setup(None, key)
+            return jaxrnn.fit(loss, params, optimizer, task, key=key, on_report=report, **options)
+
+        def sweep(report, setup=setup):
+            keys = jax.random.split(key, sizes.members)
+            return jaxrnn.sweep(setup, None, task, key=keys, on_report=report, **options)
+
+        runs |= {f"fit-{name}": fit, f"sweep-{name}": sweep}
+    return runs
+
+
+def run_sweep(arguments: argparse.Namespace, names: Sequence[str], head: dict[str, str]) -> None:
+    """Compare training many networks at once with training one, compilation left out."""
+    del names
+    sizes = Sweep()
+    rows = []
+    for cell in arguments.cells:
+        print(f"\n{cell}, members, T, B, H = {', '.join(map(str, sizes))}", flush=True)
+        runs = prepare_sweep(cell, sizes, arguments.seed)
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        # All in turn, so that whatever else the machine does hits all alike.
+        for _ in range(min(arguments.repeats, 3)):
+            for name, run in runs.items():
+                times: list[float] = []
+                run(lambda *_, times=times: times.append(time.perf_counter()))
+                seconds[name] += list(np.diff(times))
+        medians = {name: float(np.median(values)) for name, values in seconds.items()}
+        one = min(value for name, value in medians.items() if name.startswith("fit"))
+        rows += [
+            {"cell": cell, "run": name, "ms a step": 100 * median, "times one": median / one}
+            for name, median in medians.items()
+        ]
+        _common.print_table(rows[-len(runs) :])
+    _common.save_csv(arguments.out / "sweep.csv", [row | sizes._asdict() | head for row in rows])
+
+
 # Showing.
 
 # jaxrnn's engines are discs; each peer has a shape of its own.
@@ -965,10 +1037,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="compare a loss added up on the way with one on all outputs instead",
     )
     parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="compare training eight networks at once with training one instead",
+    )
+    parser.add_argument(
         "--devices",
         type=positive(int),
         default=None,
-        help="devices to make of the CPU, for jaxrnn-sharded; leave it out for single-device times",
+        help="devices to make of the CPU, for jaxrnn-sharded and --sweep; leave it out for "
+        "single-device times",
     )
     parser.add_argument(
         "--lengths", nargs="+", type=positive(int), default=LENGTHS, help="T, with --scaling"
@@ -1001,7 +1079,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"left out: {name}, as {reason}")
     if not names:
         sys.exit("no contender is left")
-    modes = {"scaling": run_scaling, "training": run_training, "loss": run_loss}
+    modes = {"scaling": run_scaling, "training": run_training, "loss": run_loss, "sweep": run_sweep}
     asked = [mode for mode in modes if getattr(arguments, mode)]
     for mode in asked:
         modes[mode](arguments, names, head)

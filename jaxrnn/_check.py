@@ -177,6 +177,16 @@ def tree(name: str, value: Any, want: Any, because: str) -> None:
             raise TypeError(f"{where}: got {describe(leaf)}, wanted {describe(wanted)} {because}")
 
 
+def steps(name: str, value: Any, count: int) -> None:
+    """Raise unless `value` is a pytree of arrays whose first axis has `count` steps."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if getattr(leaf, "shape", ())[:1] != (count,):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)}: got {describe(leaf)}, wanted an array of "
+                f"{count} steps, as inputs have"
+            )
+
+
 def describe(value: Any) -> str:
     """Say in a few words what a value is: an array's shape and dtype, a pytree's types, a repr."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
@@ -87,12 +86,7 @@ def unroll_loss(
         cell = computing_in(cell, _check.float_dtype("compute_dtype", compute_dtype))
     _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
     steps = inputs.shape[0]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(targets):
-        if getattr(leaf, "shape", ())[:1] != (steps,):
-            raise ValueError(
-                f"targets{jax.tree_util.keystr(path)}: got {_check.describe(leaf)}, wanted an "
-                f"array of {steps} steps, as inputs have"
-            )
+    _check.steps("targets", targets, steps)
     if chunk is not None:
         chunk = checked_chunk(_check.size("chunk", chunk), steps)
     state = cell.checked_state(params, state, inputs, batch_shape=inputs.shape[1:-1])

@@ -65,7 +65,14 @@ def orthogonal(gain: float = 1.0) -> Initializer:
 # Memoised behind the check, as a cache takes True for 1.0, and f() and f(1.0) for two settings.
 @functools.cache
 def _orthogonal(gain: float) -> Initializer:
-    return jax.nn.initializers.orthogonal(gain)
+    draw = jax.nn.initializers.orthogonal(gain)
+
+    def init(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+        # One after the other under vmap, such as over seeds: of jaxlib's batched factorisations
+        # several in one program can wait for one another without end, where a CPU has few threads.
+        return jax.custom_batching.sequential_vmap(lambda key: draw(key, shape, dtype))(key)
+
+    return init
 
 
 def identity(gain: float = 1.0) -> Initializer:

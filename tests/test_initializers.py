@@ -1,6 +1,7 @@
 """Initialisers: what they draw, in every dtype, and that they are memoised."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -360,3 +361,15 @@ def test_an_initializer_of_another_shape():
 def test_bad_gain(make, gain, error):
     with pytest.raises(error, match="gain: got"):
         make(gain)
+
+
+def test_under_vmap_no_factorisation_is_batched():
+    """Several batched ones in a program can wait for one another without end."""
+    init = initializers.orthogonal()
+    keys = jax.random.split(KEY, 5)
+    text = str(jax.make_jaxpr(jax.vmap(lambda key: init(key, (3, 3), jnp.float32)))(keys))
+    assert re.search(r"f32\[3,3\] = (qr|geqrf)\[", text)
+    assert not re.search(r"\[5,3,3\] = (qr|geqrf)\[", text)
+    np.testing.assert_array_equal(
+        jax.vmap(lambda k: init(k, (3, 3)))(keys)[4], init(keys[4], (3, 3))
+    )

@@ -133,7 +133,7 @@ def fit(
     with progress_bar(total, steps, progress) as bar:
         while total < steps:
             count = min(steps - total, *(every - total % every for every in pauses))
-            keys = _keys_of_steps(key, total, report_every)
+            keys = keys_of_steps(key, total, report_every)
             done, state, history, good = run(now.state, count, keys, source.data)
             now = now._replace(state=state, history=_extended(now.history, history, int(done)))
             total += int(done)
@@ -167,7 +167,7 @@ def _make_run(step: Any, source: Batches, dtypes: Metrics, most: int) -> Callabl
             batch_key, loss_key = keys[done]
             new_state, metrics = step(state, source.take(state.step, batch_key, data), loss_key)
             state, good = settle(state, new_state, metrics)
-            history = jax.tree.map(functools.partial(_set_index, done), history, metrics)
+            history = jax.tree.map(functools.partial(set_index, done), history, metrics)
             return done + 1, state, history, good
 
         history = jax.tree.map(functools.partial(jnp.zeros, most), dtypes)
@@ -196,11 +196,12 @@ def _result(now: Snapshot) -> FitResult:
 
 # A program of its own, compiled once for all calls of `fit` rather than in each one's loop.
 @functools.partial(jax.jit, static_argnames="count")
-def _keys_of_steps(key: PRNGKeyArray, start: Array, count: int) -> PRNGKeyArray:
+def keys_of_steps(key: PRNGKeyArray, start: Array, count: int) -> PRNGKeyArray:
     """Return the keys of `count` steps, `(count, 2)`: for each its batch's and its loss's."""
     fold = jax.vmap(lambda step: jax.random.split(jax.random.fold_in(key, step)))
     return fold(start + jnp.arange(count))
 
 
-def _set_index(number: Array, array: Array, value: Array) -> Array:
+def set_index(number: Array, array: Array, value: Array) -> Array:
+    """Return an array with another entry at a number, which may be traced."""
     return lax.dynamic_update_index_in_dim(array, value, number, axis=0)

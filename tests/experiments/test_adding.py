@@ -21,13 +21,6 @@ def test_seeds_side_by_side_are_as_each_alone():
     np.testing.assert_allclose(both.losses[1:], alone.losses, rtol=FLOAT32["rtol"])
 
 
-def test_every_batch_is_another():
-    keys = jax.random.split(jax.random.key(0), (2, 3))
-    inputs, _ = adding.make_batches(keys, batch_size=4, length=6)
-    assert inputs.shape == (2, 3, 6, 4, 2)
-    assert len(np.unique(inputs[..., 0])) == inputs[..., 0].size
-
-
 def test_the_summary_counts_the_seeds_that_learnt():
     losses = np.array([[0.1, 0.01], [0.01, 0.1], [0.01, 0.001]])
     row = adding.summary(adding.Run("gru", 50, losses, 1.0))

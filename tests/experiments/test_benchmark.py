@@ -1,4 +1,5 @@
 import csv
+import functools
 import importlib.util
 import math
 import random
@@ -276,6 +277,22 @@ def test_a_loss_on_the_way_has_the_gradient_of_one_at_once(tmp_path, monkeypatch
         ("unroll", "6"),
         ("unroll_loss", "6"),
     ]
+
+
+@pytest.mark.slow
+def test_a_sweep_is_timed_against_one_run(tmp_path, monkeypatch):
+    sizes = functools.partial(benchmark.Sweep, members=2, length=4, batch=2, hidden=3)
+    monkeypatch.setattr(benchmark, "Sweep", sizes)
+    benchmark.main(["--sweep", "--cells", "gru", "--repeats", "1", "--out", str(tmp_path)])
+    rows = read_csv(tmp_path / "sweep.csv")
+    assert [row["run"] for row in rows] == [
+        "fit-default",
+        "sweep-default",
+        "fit-scan",
+        "sweep-scan",
+    ]
+    assert min(float(row["times one"]) for row in rows if row["run"].startswith("fit")) == 1
+    assert all(float(row["ms a step"]) > 0 for row in rows)
 
 
 @pytest.mark.peers

@@ -1,0 +1,217 @@
+"""Sweeps: many trainings side by side in one compiled program."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
+
+from jaxrnn import _check
+from jaxrnn.training._batches import make_batches
+from jaxrnn.training._fit import keys_of_steps, set_index
+from jaxrnn.training._non_finite import settle
+from jaxrnn.training._progress import progress_bar
+from jaxrnn.training._result import FitResult
+from jaxrnn.training._step import Metrics, TrainState, init_train_state, train_step
+
+# What the mesh's one axis is called.
+_AXIS = "members"
+
+
+def sweep(
+    setup: Callable[[Any, PRNGKeyArray], tuple[Any, PyTree, Any]],
+    settings: PyTree,
+    batches: Callable[[PRNGKeyArray], PyTree] | PyTree,
+    *,
+    steps: int,
+    key: PRNGKeyArray,
+    carry: PyTree = None,
+    clip_norm: float | None = None,
+    report_every: int = 100,
+    on_report: Callable[[int, FitResult], None] | None = None,
+    progress: bool | None = None,
+) -> FitResult:
+    """Train many members, such as seeds or learning rates, at once in one compiled program.
+
+    It replaces this loop, and stacks what it returns:
+
+        for number in range(members):
+            init_key, fit_key = jax.random.split(key[number])
+            loss, params, optimizer = setup(settings[number], init_key)
+            fit(loss, params, optimizer, batches, steps=steps, key=fit_key)
+
+    The members are mapped over by `vmap`, and divided evenly over as many of `jax.devices()` as
+    divide their number, the cores of a CPU too once `jax_num_cpu_devices` shows them.
+
+    Args:
+        setup: `(setting, key) -> (loss, params, optimizer)`, as `fit` takes them, in JAX: it is
+            traced once for all members. A setting may be used anywhere: `optax.adam(setting)`.
+        settings: a pytree of arrays whose first axis counts members; None if they differ by their
+            keys alone.
+        batches: as in `fit`, a function of a key or arrays; arrays are the same for all members.
+        steps: how many steps to train.
+        key: an array of keys `(members,)`, so that each member draws its own parameters and
+            batches; or one key for all, so that they differ by their settings alone.
+        carry: what each member's loss carries from step to step, to begin with.
+        clip_norm: the longest global gradient norm let through; None for any. To sweep over it, put
+            `optax.clip_by_global_norm` into the optimizer.
+        report_every: how many steps run on the device between reports.
+        on_report: called with the number of steps done and the result so far.
+        progress: whether to show a progress bar, as in `fit`.
+
+    Returns:
+        A `FitResult` in which every array has the members as first axis: parameters, optimizer
+        state, carry, losses and gradient norms `(members, steps)`. A member whose loss, gradient or
+        update is not finite stops there with the parameters from before, as `fit` does, and its
+        history is NaN after that step; the others go on.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind, or the loss no scalar, as in `train_step`.
+        ValueError: if one is out of range, or settings and keys don't count the same members.
+        ImportError: if `progress` is True and tqdm is not installed.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn, optax
+        >>> def setup(learning_rate, key):
+        ...     def loss(params, batch, key):
+        ...         return jnp.mean((params - batch) ** 2)
+        ...     return loss, jax.random.normal(key), optax.sgd(learning_rate)
+        >>> rates = jnp.array([0.001, 0.1, 1e20])
+        >>> result = jaxrnn.sweep(
+        ...     setup, rates, lambda key: 3 + jax.random.normal(key, (64,)),
+        ...     steps=100, key=jax.random.key(0),
+        ... )
+        >>> result.losses.shape, jnp.isfinite(result.losses[:, -1]).tolist()
+        ((3, 100), [True, True, False])
+    """
+    _check.function("setup", setup)
+    steps = _check.size("steps", steps)
+    report_every = min(steps, _check.size("report_every", report_every))
+    if on_report is not None:
+        _check.function("on_report", on_report)
+    own_keys = _has_own_keys(key)
+    members = _count_members(settings, key if own_keys else None)
+    source = make_batches(batches, None, key[0] if own_keys else key)
+
+    def start(of_member: tuple[PyTree, PRNGKeyArray]) -> tuple[TrainState, Bool[Array, ""]]:
+        _, params, optimizer = _checked_setup(setup(*of_member))
+        state = init_train_state(params, optimizer, carry=carry)
+        state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
+        return state, jnp.array(True)
+
+    # One program for any number of steps up to report_every.
+    def run(setting, key, keys, member, total, count, data):
+        loss, _, optimizer = _checked_setup(setup(setting, key))
+        step = train_step(loss, optimizer, clip_norm=clip_norm)
+
+        def body(done, loop):
+            state, alive, history = loop
+            batch_key, loss_key = keys[done]
+            # Not `state.step`, of which each member has one: all would gather their own batch.
+            batch = source.take(total + done, batch_key, data)
+            new_state, metrics = step(state, batch, loss_key)
+            # Once a member has stopped it measures NaN, and so stays stopped.
+            metrics = jax.tree.map(lambda value: jnp.where(alive, value, jnp.nan), metrics)
+            state, alive = settle(state, new_state, metrics)
+            return state, alive, jax.tree.map(functools.partial(set_index, done), history, metrics)
+
+        state, alive = member
+        shapes = jax.eval_shape(body, 0, (state, alive, Metrics(*[jnp.zeros(1)] * 2)))[2]
+        history = jax.tree.map(lambda leaf: jnp.zeros(report_every, leaf.dtype), shapes)
+        state, alive, history = lax.fori_loop(0, count, body, (state, alive, history))
+        return (state, alive), history
+
+    keys_axis = 0 if own_keys else None
+    init_keys, fit_key = _split(key) if own_keys else jax.random.split(key)
+    if not own_keys:
+        init_keys = jnp.broadcast_to(init_keys, (members, *init_keys.shape))
+    run = _over_members(run, members, (0, 0, keys_axis, 0, None, None, None))
+    of_steps = jax.vmap(keys_of_steps, (0, None, None)) if own_keys else keys_of_steps
+    settings = jax.tree.map(jnp.asarray, settings)
+    # One after the other, not by vmap: initialisers factorise matrices, and jaxlib's batched
+    # factorisations can wait for one another without end where a CPU has few threads.
+    member = jax.jit(functools.partial(lax.map, start))((settings, init_keys))
+    histories: list[Metrics] = []
+
+    def result() -> FitResult:
+        losses, norms = (np.concatenate(parts, axis=1) for parts in zip(*histories, strict=True))
+        state, _ = member
+        return FitResult(state.params, state.optimizer_state, state.carry, losses, norms)
+
+    with progress_bar(0, steps, progress) as bar:
+        for total in range(0, steps, report_every):
+            count = min(report_every, steps - total)
+            keys = of_steps(fit_key, total, report_every)
+            member, history = run(settings, init_keys, keys, member, total, count, source.data)
+            histories.append(Metrics(*(np.asarray(array)[:, :count] for array in history)))
+            bar.update(count)
+            bar.set_postfix(loss=f"{np.median(histories[-1].loss[:, -1]):.4g}")
+            if on_report is not None:
+                on_report(total + count, result())
+    return result()
+
+
+def _over_members(
+    function: Callable[..., PyTree], members: int, in_axes: tuple[int | None, ...]
+) -> Callable[..., PyTree]:
+    """Map a function over members, and divide these over devices."""
+    devices = jax.devices()
+    count = max(n for n in range(1, len(devices) + 1) if members % n == 0)
+    of_axis = {0: PartitionSpec(_AXIS), None: PartitionSpec()}
+    return jax.jit(
+        jax.shard_map(
+            jax.vmap(function, in_axes),
+            mesh=Mesh(np.array(devices[:count]), (_AXIS,)),
+            in_specs=tuple(of_axis[axis] for axis in in_axes),
+            out_specs=of_axis[0],
+            check_vma=False,  # the hoisted engine's primitive has no rule for it
+        )
+    )
+
+
+@jax.jit
+def _split(keys: PRNGKeyArray) -> PRNGKeyArray:
+    return jax.vmap(jax.random.split, out_axes=1)(keys)
+
+
+def _has_own_keys(key: Any) -> bool:
+    """Return whether these are several keys, of either kind that JAX has, and not one."""
+    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    own = getattr(key, "ndim", 0) == (1 if typed else 2)
+    _check.key("key", key[0] if own and key.shape[0] else key)
+    return own
+
+
+def _count_members(settings: PyTree, keys: PRNGKeyArray | None) -> int:
+    leaves = jax.tree.leaves(settings)
+    if not all(jnp.ndim(leaf) for leaf in leaves):
+        raise TypeError(
+            f"settings: got {_check.describe(settings)}, wanted arrays whose first axis counts "
+            "members"
+        )
+    counts = {jnp.shape(leaf)[0] for leaf in leaves}
+    if len(counts) > 1 or 0 in counts:
+        raise ValueError(f"settings: got {sorted(counts)} members, wanted one number > 0")
+    if keys is not None:
+        if counts and keys.shape[0] not in counts:
+            raise ValueError(
+                f"key: got {_check.describe(keys)}, wanted {counts.pop()} keys, as settings have "
+                "members"
+            )
+        counts.add(keys.shape[0])
+    if not counts:
+        raise TypeError("settings: got None and a single key, wanted arrays, or an array of keys")
+    return counts.pop()
+
+
+def _checked_setup(returned: Any) -> tuple[Any, PyTree, Any]:
+    if not isinstance(returned, tuple) or len(returned) != 3:
+        raise TypeError(
+            f"setup: returned {_check.describe(returned)}, wanted (loss, params, optimizer)"
+        )
+    return returned

@@ -1,0 +1,287 @@
+"""Truncated backpropagation through time: a long sequence's gradient, window by window."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+
+from jaxrnn import _check
+from jaxrnn.layers import Layer
+
+
+class TruncatedCarry(NamedTuple):
+    """What one window leaves to the next: the k2 - k1 steps that both go through, and the state.
+
+    Attributes:
+        state: the model's state before those steps.
+        inputs: their inputs, with zeros in front while the sequence is younger.
+        length: how many of them the sequence has had.
+    """
+
+    state: PyTree
+    inputs: Shaped[Array, "K *batch"]
+    length: Int[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class TruncatedLoss:
+    """The loss that `truncated_loss` makes: `(params, carry, batch, key) -> (scalar, carry)`.
+
+    Attributes:
+        model: the layer that it unrolls.
+        loss: `(outputs, targets) -> scalar` for the new steps of a window.
+        k1: how many these are.
+        k2: through how many steps a gradient goes back.
+    """
+
+    model: Layer
+    loss: Callable[[Any, Any], Float[Array, ""]]
+    k1: int
+    k2: int
+
+    def initial_carry(
+        self, inputs: Shaped[Array, "T *batch"] | jax.ShapeDtypeStruct, state: PyTree = None
+    ) -> TruncatedCarry:
+        """Make the carry of the first window.
+
+        Args:
+            inputs: inputs of any number of steps, or their shape and dtype.
+            state: the model's state before the first step; None is its initial one, of the dtype of
+                the inputs, or float32 where these are integers.
+
+        Returns:
+            The carry.
+        """
+        if state is None:
+            floating = jnp.issubdtype(inputs.dtype, jnp.floating)
+            dtype = inputs.dtype if floating else jnp.float32
+            state = self.model.initial_state(_steps_and_batch(inputs)[1:], dtype=dtype)
+        # A weakly typed state would change its type on the way, which no loop allows.
+        state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
+        kept = jnp.zeros((self.k2 - self.k1, *inputs.shape[1:]), inputs.dtype)
+        return TruncatedCarry(state, kept, jnp.zeros((), jnp.int32))
+
+    def __call__(
+        self,
+        params: PyTree,
+        carry: TruncatedCarry,
+        batch: tuple[Shaped[Array, "k1 *batch"], PyTree],
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, ""], TruncatedCarry]:
+        """Return the loss of the window's k1 new steps, and the carry of the next window."""
+        value, (carry, _) = self.of_window(params, carry, batch, key)
+        return value, carry
+
+    def of_window(
+        self, params: PyTree, carry: TruncatedCarry, batch: Any, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, ""], tuple[TruncatedCarry, PyTree]]:
+        """Do as a call, and return the state after the window's last step too."""
+        k1, k2 = self.k1, self.k2
+        if not isinstance(carry, TruncatedCarry):
+            raise TypeError(
+                f"carry: got {_check.describe(carry)}, wanted what initial_carry returns"
+            )
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise TypeError(f"batch: got {_check.describe(batch)}, wanted (inputs, targets)")
+        inputs, targets = batch
+        if inputs.shape[:1] != (k1,):
+            raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted k1={k1} steps")
+        _check.steps("targets", targets, k1)
+
+        inputs = jnp.concatenate([carry.inputs, inputs])
+        shape = _steps_and_batch(inputs)
+        real = jnp.arange(k2) >= k2 - k1 - carry.length
+        mask = jnp.broadcast_to(real.reshape(k2, *[1] * (len(shape) - 1)), shape)
+        keys = (None, None) if key is None else jax.random.split(_check.key("key", key))
+
+        def run(state: PyTree, part: slice, key: PRNGKeyArray | None) -> tuple[Any, Array]:
+            # Without overlap there is never a step to skip; a layer without state needn't skip.
+            skips = k2 > k1 and self.model.ragged
+            options = {"mask": mask[part]} if skips else {}
+            state, outputs = self.model.apply(params, state, inputs[part], key=key, **options)
+            _check.steps("outputs of model", outputs, inputs[part].shape[0])
+            return state, outputs
+
+        # In two parts, as the next window begins where the first ends.
+        state, outputs = run(carry.state, slice(k1), keys[0])
+        next_carry = TruncatedCarry(state, inputs[k1:], jnp.minimum(carry.length + k1, k2 - k1))
+        if k2 > k1:
+            state, more = run(state, slice(k1, None), keys[1])
+            outputs = jnp.concatenate([outputs, more])[-k1:]
+        return _check.scalar("loss", self.loss(outputs, targets)), (next_carry, state)
+
+
+def truncated_loss(
+    model: Layer,
+    loss: Callable[[Any, Any], Float[Array, ""]],
+    *,
+    k1: int,
+    k2: int | None = None,
+) -> TruncatedLoss:
+    """Make a loss for `fit` that trains on a sequence as it comes, k1 new steps in each window.
+
+    A window's loss is that of its k1 new steps. Its gradient goes back through the last k2 steps,
+    and takes the state before these for a constant. It is then carried on to the next window,
+    together with the k2 - k1 steps that this one will go through again, with the new parameters.
+    Where the sequence has not had k2 steps yet, the gradient goes back through those there are.
+
+    Args:
+        model: a layer that gives an output for each step. With k2 above k1, one with a state must
+            heed a mask, as `rnn` and `serial` do.
+        loss: `(outputs, targets) -> scalar` for k1 steps.
+        k1: how many new steps a window has.
+        k2: through how many steps its gradient goes back; k1 if None, so that windows don't
+            overlap.
+
+    Returns:
+        A loss `(params, carry, batch, key) -> (scalar, carry)`, on batches `(inputs, targets)` of
+        k1 steps. Its method `initial_carry(inputs, state=None)` makes the first carry.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind; in a call, if `loss` returns no scalar, or
+            the carry is none of `initial_carry`.
+        ValueError: if k1 is below 1 or k2 below k1; in a call, if the batch hasn't k1 steps.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn, optax
+        >>> model = jaxrnn.rnn(jaxrnn.elman(4))
+        >>> params = model.init(jax.random.key(0), 4)
+        >>> windows = jnp.ones((9, 5, 2, 4))                    # 9 windows of 5 steps in a row
+        >>> loss = jaxrnn.truncated_loss(model, jaxrnn.losses.squared_error, k1=5, k2=10)
+        >>> result = jaxrnn.fit(
+        ...     loss, params, optax.adam(1e-2), (windows, windows),
+        ...     steps=9, key=jax.random.key(1), carry=loss.initial_carry(windows[0]),
+        ... )
+        >>> result.losses.shape, bool(result.losses[-1] < result.losses[0])
+        ((9,), True)
+
+    References:
+        Williams and Peng, "An efficient gradient-based algorithm for on-line training of recurrent
+        network trajectories", Neural Computation 2, 1990: BPTT(h; h') with h = k2 and h' = k1.
+    """
+    if not isinstance(model, Layer):
+        raise TypeError(f"model: got {_check.describe(model)}, wanted a jaxrnn.Layer")
+    k1 = _check.size("k1", k1)
+    k2 = k1 if k2 is None else _check.size("k2", k2)
+    if k2 < k1:
+        raise ValueError(f"k2: got {k2}, wanted at least k1={k1}, the new steps of a window")
+    return TruncatedLoss(model, _check.function("loss", loss), k1, k2)
+
+
+def truncated_gradient(
+    model: Layer,
+    loss: Callable[[Any, Any], Float[Array, ""]],
+    params: PyTree,
+    inputs: Shaped[Array, "T *batch"],
+    targets: PyTree,
+    state: PyTree = None,
+    *,
+    k1: int,
+    k2: int | None = None,
+    key: PRNGKeyArray | None = None,
+) -> tuple[Any, Float[Array, ""], PyTree]:
+    """Gradient of a sequence's loss by truncated backpropagation through time.
+
+    It is the sum of what each k1 steps contribute, if their loss is followed back through the last
+    k2 steps only:
+
+        for end in range(k1, T + 1, k1):
+            start = max(0, end - k2)
+            def of_window(params):
+                outputs = model on inputs[start:end], from the state before them, a constant
+                return loss(outputs[-k1:], targets[end - k1 : end])
+            value, gradient += of_window(params), grad(of_window)(params)
+
+    With k1 = k2 = T, and with k1 = 1 and k2 = T, that is the full gradient. Memory doesn't grow
+    with T, and each step is run k2 / k1 times.
+
+    Args:
+        model: a layer that gives an output for each step. With k2 above k1, one with a state must
+            heed a mask, as `rnn` and `serial` do.
+        loss: `(outputs, targets) -> scalar` for k1 steps, such that the values of several parts of
+            a sequence add up to that of the whole: a sum over steps, not a mean.
+        params: the model's parameters.
+        inputs: the sequence, `(T, *batch, I)`, or `(T, *batch)` of integers; T a multiple of k1.
+        targets: a pytree of arrays with T as first axis, or None.
+        state: the state before the first step; None is the initial one, of the dtype of the inputs,
+            or float32 where these are integers.
+        k1: how many new steps a window has.
+        k2: through how many steps its gradient goes back; k1 if None.
+        key: a random key, with which the model trains; without one it evaluates.
+
+    Returns:
+        `(state, value, gradient)`: the state after the last step, the loss of all steps, which is
+        not truncated, and its truncated gradient, a pytree like params.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind, or `loss` returns no scalar.
+        ValueError: if k1 is below 1, k2 below k1 or above T, T no multiple of k1, or if targets
+            don't have T steps.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> model = jaxrnn.rnn(jaxrnn.elman(8))
+        >>> params, xs = model.init(jax.random.key(0), 3), jnp.ones((1000, 2, 3))
+        >>> state, value, gradient = jaxrnn.truncated_gradient(
+        ...     model, lambda outputs, targets: jnp.square(outputs - targets).sum(), params,
+        ...     xs, jnp.zeros((1000, 2, 8)), k1=10, k2=20,
+        ... )
+        >>> gradient.kernel.shape
+        (3, 8)
+
+    References:
+        Williams and Peng, 1990, as for `truncated_loss`; for its bias Tallec and Ollivier,
+        "Unbiasing truncated backpropagation through time", 2017.
+    """
+    of_windows = truncated_loss(model, loss, k1=k1, k2=k2)
+    if not hasattr(inputs, "shape") or not hasattr(inputs, "dtype") or inputs.ndim == 0:
+        raise TypeError(f"inputs: got {_check.describe(inputs)}, wanted an array (T, *batch, ...)")
+    steps = inputs.shape[0]
+    _check.steps("targets", targets, steps)
+    if of_windows.k2 > steps:
+        raise ValueError(
+            f"k2: got windows of k2={of_windows.k2} steps for a sequence of {steps}, wanted at "
+            f"most {steps}"
+        )
+    if steps % of_windows.k1:
+        raise ValueError(f"inputs: got {steps} steps, wanted a multiple of k1={of_windows.k1}")
+    if key is not None:
+        _check.key("key", key)
+    carry = of_windows.initial_carry(inputs, state)
+    return _sum_windows(of_windows, params, carry, (inputs, targets), key)
+
+
+# Jitted, so that a call outside of any jit compiles once; inlined, so that inside of one it leaves
+# no trace.
+@functools.partial(jax.jit, static_argnames="of_windows", inline=True)
+def _sum_windows(
+    of_windows: TruncatedLoss, params: PyTree, carry: TruncatedCarry, sequence: PyTree, key: Any
+) -> tuple[Any, Float[Array, ""], PyTree]:
+    k1 = of_windows.k1
+    count = jax.tree.leaves(sequence)[0].shape[0] // k1
+    windows = jax.tree.map(lambda leaf: leaf.reshape(count, k1, *leaf.shape[1:]), sequence)
+    keys = None if key is None else jax.random.split(key, count)
+    differentiate = jax.value_and_grad(of_windows.of_window, has_aux=True)
+
+    def add_window(loop, window):
+        carry, _, *totals = loop
+        (value, (carry, state)), gradient = differentiate(params, carry, *window)
+        return (carry, state, *jax.tree.map(jnp.add, totals, [value, gradient])), None
+
+    first = jax.tree.map(lambda leaf: leaf[0], (windows, keys))
+    (value, _), gradient = jax.eval_shape(differentiate, params, carry, *first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, gradient))
+    (_, state, value, gradient), _ = lax.scan(
+        add_window, (carry, carry.state, *zeros), (windows, keys)
+    )
+    return state, value, gradient
+
+
+def _steps_and_batch(inputs: Any) -> tuple[int, ...]:
+    """Return `(T, *batch)`, the axes but that of the features, which integers don't have."""
+    return inputs.shape[:-1] if jnp.issubdtype(inputs.dtype, jnp.floating) else inputs.shape

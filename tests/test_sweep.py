@@ -1,0 +1,235 @@
+"""Sweeps: each member against the same trained alone by fit; which diverge, and what is refused."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxrnn
+from tests.problems import drawn
+from tests.tolerances import FLOAT32
+
+KEY = jax.random.key(0)
+untyped: Any = jaxrnn
+close = functools.partial(np.testing.assert_allclose, **FLOAT32)
+
+
+# A regression with noise, so that every key that a member is given shows in its result.
+def loss(params, batch, key):
+    inputs, targets = batch
+    errors = inputs @ params["kernel"] + params["bias"] - targets
+    return jnp.mean(jnp.square(errors + 0.1 * jax.random.uniform(key, errors.shape)))
+
+
+def batches(key):
+    inputs = 4 * jax.random.uniform(key, (8, 3)) - 2
+    return inputs, inputs.sum(-1)
+
+
+ARRAYS = jax.tree.map(np.asarray, jax.jit(jax.vmap(batches))(jax.random.split(KEY, 3)))
+
+
+def setup(setting, key):
+    """Sweep over what an optimizer has, and over what the parameters are drawn with."""
+    params = {"kernel": setting["gain"] * jax.random.normal(key, (3,)), "bias": jnp.zeros(())}
+    clip = optax.clip_by_global_norm(setting["clip"])
+    return loss, params, optax.chain(clip, optax.sgd(setting["rate"], momentum=0.9))
+
+
+def settings(members):
+    return {
+        "gain": np.linspace(0.5, 2, members, dtype=np.float32),
+        "rate": np.geomspace(0.01, 0.1, members, dtype=np.float32),
+        "clip": np.linspace(1, 5, members, dtype=np.float32),
+    }
+
+
+def member(tree, number):
+    return jax.tree.map(lambda leaf: leaf[number], tree)
+
+
+def alone(setup, setting, batches, key, **arguments: Any):
+    """The loop in sweep's docstring, for one member."""
+    init_key, fit_key = jax.random.split(key)
+    loss, params, optimizer = setup(setting, init_key)
+    return jaxrnn.fit(loss, params, optimizer, batches, key=fit_key, **arguments)
+
+
+# Members ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("members", "data", "own_keys"),
+    [
+        pytest.param(4, batches, True, id="on_two_devices"),
+        pytest.param(3, batches, False, id="one_key"),
+        pytest.param(3, ARRAYS, True, id="arrays"),
+        pytest.param(1, ARRAYS, False, id="one_member", marks=pytest.mark.slow),
+    ],
+)
+def test_each_member_is_as_if_trained_alone(members, data, own_keys):
+    arguments = {"steps": 7, "clip_norm": 4.0, "report_every": 3}
+    key = jax.random.split(KEY, members) if own_keys else KEY
+    result = jaxrnn.sweep(setup, settings(members), data, key=key, **arguments)
+    assert result.losses.shape == result.gradient_norms.shape == (members, 7)
+    assert len(result.params["bias"].devices()) == (2 if members % 2 == 0 else 1)
+    last = members - 1
+    own_key = key[last] if own_keys else key
+    wanted = alone(setup, member(settings(members), last), data, own_key, **arguments)
+    jax.tree.map(close, member(result, last), wanted)
+    assert len({float(value) for value in result.losses[:, 0]}) == members
+
+
+def test_reports_change_nothing():
+    reports = []
+    keys = jax.random.split(KEY, 2)
+    run = functools.partial(jaxrnn.sweep, setup, settings(2), batches, steps=7, key=keys)
+    whole = run(report_every=100)
+    run(report_every=3, on_report=lambda *report: reports.append(report))
+    assert [number for number, _ in reports] == [3, 6, 7]
+    for number, result in reports:
+        np.testing.assert_array_equal(result.losses, whole.losses[:, :number])
+    jax.tree.map(np.testing.assert_array_equal, reports[-1][1], whole)
+
+
+def test_seeds_need_no_settings():
+    result = jaxrnn.sweep(
+        lambda setting, key: (loss, setup(member(settings(1), 0), key)[1], optax.sgd(0.1)),
+        None,
+        batches,
+        steps=2,
+        key=jax.random.split(KEY, 2),
+    )
+    assert result.losses.shape == (2, 2)
+    assert (result.losses[0] != result.losses[1]).all()
+
+
+@pytest.mark.slow
+def test_old_keys_are_keys():
+    key = jax.random.PRNGKey(0)
+    for keys, members in ((key, 2), (jax.random.split(key, 2), 2)):
+        result = jaxrnn.sweep(setup, settings(members), batches, steps=1, key=keys)
+        own = keys if keys.ndim == 1 else keys[1]
+        wanted = alone(setup, member(settings(members), 1), batches, own, steps=1)
+        close(result.losses[1], wanted.losses)
+
+
+def test_every_member_has_a_carry_of_its_own():
+    def count(params, carry, batch, key):
+        return params * batch.sum(), carry + params
+
+    result = jaxrnn.sweep(
+        lambda start, key: (count, start, optax.sgd(0.0)),
+        jnp.array([1.0, 2.0]),
+        jnp.ones((1, 3)),
+        steps=4,
+        key=KEY,
+        carry=jnp.array(0.5),
+    )
+    np.testing.assert_array_equal(result.carry, [4.5, 8.5])
+
+
+@pytest.mark.slow
+def test_a_gru_learns_the_same_in_a_sweep():
+    model = jaxrnn.serial(jaxrnn.rnn(jaxrnn.gru(4), return_sequences=False), jaxrnn.dense(1))
+    params = drawn(jax.eval_shape(lambda: model.init(KEY, 2)), 0)
+
+    def error(params, batch, key):
+        return jaxrnn.losses.squared_error(model.apply(params, None, batch[0])[1], batch[1])
+
+    def setup(rate, key):
+        return error, params, optax.adam(rate)
+
+    data = functools.partial(jaxrnn.tasks.adding, batch_size=4, length=6)
+    rates = np.array([1e-2, 3e-2], np.float32)
+    result = jaxrnn.sweep(setup, rates, data, steps=20, key=KEY)
+    wanted = alone(setup, rates[1], data, KEY, steps=20)
+    np.testing.assert_allclose(result.losses[1], wanted.losses, rtol=1e-3)
+
+
+def test_setup_is_traced_as_often_for_many_steps_as_for_few():
+    counts = []
+    for steps in (3, 50):
+        traces = []
+
+        def setup(rate, key, traces=traces):
+            traces.append(None)
+            return lambda params, batch, key: jnp.square(params - batch), rate, optax.sgd(rate)
+
+        jaxrnn.sweep(setup, jnp.ones(2), jnp.ones(3), steps=steps, report_every=3, key=KEY)
+        counts.append(len(traces))
+    assert counts == [2, 2]
+
+
+# Losses that are not finite ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("report_every", [2, 100])
+def test_a_member_that_diverges_stops_and_harms_no_other(report_every):
+    """Each has its own gain; the middle one's is so large that the square overflows at step 3."""
+
+    def square(params, batch, key):
+        return jnp.square(params * batch)
+
+    def setup(start, key):
+        return square, start, optax.sgd(1e-3)
+
+    data = jnp.array([1.0, 2.0, 3.0, 1e5, 1.0, 2.0])
+    starts = jnp.array([1.0, 1e15, 2.0])
+    arguments = {"steps": 6, "clip_norm": 1.0, "report_every": report_every}
+    result = jaxrnn.sweep(setup, starts, data, key=KEY, **arguments)
+    for number in (0, 2):
+        wanted = alone(setup, starts[number], data, KEY, **arguments)
+        jax.tree.map(close, member(result, number), wanted)
+    with pytest.raises(jaxrnn.NonFiniteError) as caught:
+        alone(setup, starts[1], data, KEY, **arguments)
+    wanted = caught.value.result
+    assert wanted.losses.shape == (4,)
+    close(result.params[1], wanted.params)
+    close(result.losses[1], [*wanted.losses, np.nan, np.nan])
+    close(result.gradient_norms[1], [*wanted.gradient_norms, np.nan, np.nan])
+
+
+# Bad input --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"setup": "adam"}, TypeError, "setup: got str 'adam'"),
+        ({"setup": lambda setting, key: loss}, TypeError, "setup: returned function"),
+        ({"setup": lambda s, key: (loss, 0.0)}, TypeError, r"setup: returned tuple.*\(loss, para"),
+        ({"settings": None}, TypeError, "settings: got None and a single key"),
+        ({"settings": 0.1}, TypeError, "settings: got float 0.1, wanted arrays"),
+        ({"settings": [0.1, 0.2]}, TypeError, "settings: got list"),
+        ({"settings": np.ones(0)}, ValueError, r"settings: got \[0\] members"),
+        ({"settings": (np.ones(2), np.ones(3))}, ValueError, r"settings: got \[2, 3\] members"),
+        ({"key": jax.random.split(KEY, 3)}, ValueError, r"key: got key<fry>\[3\], wanted 2 keys"),
+        ({"key": jax.random.split(KEY, (2, 2))}, ValueError, r"key: got key<fry>\[2, 2\]"),
+        ({"key": 0}, TypeError, "key: got int 0"),
+        ({"steps": 0}, ValueError, "steps: got 0"),
+        ({"report_every": 0}, ValueError, "report_every: got 0"),
+        ({"clip_norm": -1.0}, ValueError, "clip_norm: got -1.0"),
+        ({"on_report": 1}, TypeError, "on_report: got int 1"),
+        ({"batches": ()}, TypeError, "batches: got tuple"),
+        ({"progress": 1}, TypeError, "progress: got int 1"),
+    ],
+)
+def test_bad_input(change, error, message):
+    def setup(rate, key):
+        return lambda params, batch, key: jnp.square(params), jnp.zeros(()), optax.sgd(rate)
+
+    arguments = {
+        "setup": setup,
+        "settings": np.array([0.1, 0.2], np.float32),
+        "batches": np.zeros((1, 1), np.float32),
+        "steps": 1,
+        "key": KEY,
+        **change,
+    }
+    with pytest.raises(error, match=message):
+        untyped.sweep(**arguments)
