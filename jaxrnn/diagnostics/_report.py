@@ -24,6 +24,8 @@ Verdict = Literal["reaches", "dies", "explodes", "no gradient"]
 
 # A remedy counts if it makes the horizon, or the time in which a gradient explodes, longer by this.
 _HELPS = 1.3
+# A loss of outputs below this has no excuse for overflowing: even their squares are finite.
+_SQUARES = 1e18
 
 
 class LayerReport(NamedTuple):
@@ -180,11 +182,16 @@ def _examine(
     runs, outputs = _runs(model, params, inputs, state)
     steps = len(runs[0].inputs)
     timed = _timed(model, params, inputs, state, outputs)
-    last, value = _last_heeded(loss, outputs, timed, steps)
-    if not np.isfinite(value) and all(map(_is_finite, jax.tree.leaves(outputs))):
-        evidence = f"the loss is {value}, of outputs that are finite"
+    value, gradient = jax.value_and_grad(lambda outputs: _check.scalar("loss", loss(outputs)))(
+        outputs
+    )
+    if not _are_moderate((value, gradient), np.inf) and _are_moderate(outputs, _SQUARES):
+        evidence = (
+            f"the loss is {value:.3g}, and it or its derivative isn't finite for such outputs"
+        )
         remedy = "a look at the loss"
         return GradientReport(steps, (), (Finding(None, "not finite", evidence, remedy),))
+    last = _last_heeded(gradient, timed, steps)
     if last is None:
         evidence = "the loss's derivative with respect to every output is 0"
         remedy = "a loss that depends on the outputs"
@@ -269,14 +276,9 @@ def _timed(model: Layer, params: PyTree, inputs: Array, state: PyTree, outputs: 
     return jax.tree.map(lambda short, long: short.shape != long.shape, outputs, longer)
 
 
-def _last_heeded(
-    loss: Callable[[Any], Array], outputs: Any, timed: Any, steps: int
-) -> tuple[int | None, float]:
-    """Return the last step whose output has any effect on the loss, if any has, and the loss."""
+def _last_heeded(gradient: Any, timed: Any, steps: int) -> int | None:
+    """Return the last step whose output has any effect on the loss, None if there is none."""
     last = -1
-    value, gradient = jax.value_and_grad(lambda outputs: _check.scalar("loss", loss(outputs)))(
-        outputs
-    )
     for leaf, has_time in zip(jax.tree.leaves(gradient), jax.tree.leaves(timed), strict=True):
         # What isn't a number isn't 0 either.
         heeded = np.asarray(leaf != 0)
@@ -285,11 +287,12 @@ def _last_heeded(
             last = max(last, *places, -1)
         elif heeded.any():
             last = steps - 1
-    return None if last < 0 else int(last), float(value)
+    return None if last < 0 else int(last)
 
 
-def _is_finite(leaf: Array) -> bool:
-    return bool(jnp.isfinite(leaf).all())
+def _are_moderate(tree: Any, limit: float) -> bool:
+    """Say whether all numbers are below a limit; what isn't a number isn't."""
+    return all(bool((jnp.abs(leaf) < limit).all()) for leaf in jax.tree.leaves(tree))
 
 
 def _at_step(loss: Callable[[Any], Array], step: int, timed: Any) -> Callable[[Any], Array]:
