@@ -1,11 +1,14 @@
 """A character language model: how many bits does it need to say which character comes next?
 
 An embedding, stacked cells, dropout and a dense layer read a text in windows, each window starting
-from the state in which the one before it ended. The first nine tenths of the text train it; the
-last tenth measures it, beside a unigram and a bigram model fitted on the same nine tenths.
+from the state in which the one before it ended: truncated backpropagation through time, whose
+gradients go back to the window's start or, with --backpropagate, further. The first nine tenths of
+the text train it; the last tenth measures it, beside a unigram and a bigram model fitted on the
+same nine tenths. With --resume a run that was killed goes on where its checkpoints end.
 """
 
 import functools
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -18,6 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 import jaxrnn
@@ -80,12 +84,19 @@ def bigram_bits(train: Int[np.ndarray, "L"], text: Windows, num_symbols: int) ->
 
 
 def make_model(
-    cell: str, num_symbols: int, *, features: int, hidden_size: int, layers: int, rate: float
+    cell: str,
+    num_symbols: int,
+    *,
+    features: int,
+    hidden_size: int,
+    layers: int,
+    rate: float,
+    engine: Any = None,
 ) -> jaxrnn.Layer:
     """Stack embedding, recurrent layers with dropout after each, and dense."""
     # Features of standard deviation 1: from rows of norm 1, the default, an LSTM learns slowly.
     embedding_init = jax.nn.initializers.normal(1.0)
-    stack = [jaxrnn.rnn(CELLS[cell](hidden_size)), jaxrnn.dropout(rate)] * layers
+    stack = [jaxrnn.rnn(CELLS[cell](hidden_size), engine=engine), jaxrnn.dropout(rate)] * layers
     embedding = jaxrnn.embedding(num_symbols, features, embedding_init=embedding_init)
     return jaxrnn.serial(embedding, *stack, jaxrnn.dense(num_symbols))
 
@@ -135,25 +146,33 @@ def train(
     reports: int,
     learning_rate: float,
     key: PRNGKeyArray,
+    backpropagate: int | None = None,
+    resume: Path | None = None,
+    devices: int = 1,
 ) -> tuple[PyTree, list[Point]]:
     """Train a model; return its parameters, and its bits on the held-out text along the way."""
 
-    def loss(params, state, window, key):
-        state, logits = model.apply(params, state, window.inputs, key=key)
-        return jaxrnn.losses.softmax_cross_entropy(logits, window.targets), state
-
     def report(step: int, result: jaxrnn.FitResult) -> None:
         bits = float(bits_per_character(model, result.params, held_out))
-        curve.append(Point(step * length * batch_size, time.perf_counter() - start, bits))
+        seconds = earlier + time.perf_counter() - start
+        curve[step] = Point(step * length * batch_size, seconds, bits)
+        if resume is not None:
+            save_curve(resume / "curve.json", curve)
         _common.print_progress(
-            f"{LABELS[name]:>5} {curve[-1].characters:>9,} characters "
-            f"{curve[-1].seconds:>5.0f} s {bits:.3f} bits"
+            f"{LABELS[name]:>5} {curve[step].characters:>9,} characters {seconds:>5.0f} s "
+            f"{bits:.3f} bits"
         )
 
-    curve: list[Point] = []
+    # What was reported before a run was killed comes from a file, as `fit` doesn't report it again.
+    curve = {} if resume is None else load_curve(resume / "curve.json")
+    earlier = max((point.seconds for point in curve.values()), default=0.0)
     _, length, batch_size = text.inputs.shape
+    report_every = math.ceil(steps / reports)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, warmup_steps=steps // 20, decay_steps=steps
+    )
+    loss = jaxrnn.truncated_loss(
+        model, jaxrnn.losses.softmax_cross_entropy, k1=length, k2=backpropagate
     )
     init_key, fit_key = jax.random.split(key)
     start = time.perf_counter()
@@ -162,15 +181,40 @@ def train(
         loss,
         model.init(init_key),
         optax.adam(schedule),
-        text,
+        tuple(text),
         steps=steps,
         key=fit_key,
-        carry=model.initial_state((batch_size,)),
+        carry=loss.initial_carry(text.inputs[0]),
         clip_norm=1.0,
-        report_every=math.ceil(steps / reports),
+        report_every=report_every,
         on_report=report,
+        checkpoints=resume and jaxrnn.Checkpoints(resume / "checkpoints", every=report_every),
+        sharding=over_devices(devices),
     )
-    return result.params, curve
+    return result.params, [curve[step] for step in sorted(curve)]
+
+
+def over_devices(count: int) -> NamedSharding | None:
+    """Return how a window `(T, B)` is divided over so many devices, None for one."""
+    if count == 1:
+        return None
+    return NamedSharding(Mesh(jax.devices()[:count], ("batch",)), PartitionSpec(None, "batch"))
+
+
+def save_curve(path: Path, curve: dict[int, Point]) -> None:
+    """Write a learning curve, in one stroke: a run may be killed at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(curve), encoding="utf-8")
+    unfinished.replace(path)
+
+
+def load_curve(path: Path) -> dict[int, Point]:
+    """Read what `save_curve` wrote; nothing if it hasn't yet."""
+    if not path.exists():
+        return {}
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    return {int(step): Point(*point) for step, point in saved.items()}
 
 
 def draw_curves(curves: dict[str, list[Point]], levels: dict[str, float]) -> Any:
@@ -224,11 +268,37 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--learning-rate", type=positive(float), default=5e-3, help="Adam's, at its highest"
     )
     parser.add_argument(
+        "--backpropagate",
+        type=positive(int),
+        help="characters that a gradient goes back through; if None, those of a window",
+    )
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="write checkpoints there, and go on from those that there are",
+    )
+    parser.add_argument(
+        "--devices", type=positive(int), default=1, help="devices to make of a CPU, and to train on"
+    )
+    parser.add_argument(
         "--temperature", type=positive(float), default=0.8, help="of the sample: 1 as learnt"
     )
     arguments = _common.parse(
         parser, argv, cell=["gru"], hidden=64, dropout=0.0, steps=200, reports=5
     )
+
+    if arguments.batch % arguments.devices:
+        parser.error(f"--batch: got {arguments.batch}, wanted one that {arguments.devices} divide")
+    if (arguments.backpropagate or arguments.length) < arguments.length:
+        parser.error(
+            f"--backpropagate: got {arguments.backpropagate}, wanted a window's "
+            f"{arguments.length} characters at least"
+        )
+    if arguments.devices > 1:
+        jax.config.update("jax_num_cpu_devices", arguments.devices)
+        if len(jax.devices()) < arguments.devices:
+            parser.error(f"--devices: got {arguments.devices}, and there are {len(jax.devices())}")
 
     codes, vocabulary = _common.encode(_common.read_text(arguments.text))
     end = len(codes) * 9 // 10
@@ -264,6 +334,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             hidden_size=arguments.hidden,
             layers=arguments.layers,
             rate=arguments.dropout,
+            engine=jaxrnn.sharded(arguments.devices) if arguments.devices > 1 else None,
         )
         params, curves[name] = train(
             name,
@@ -274,6 +345,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             reports=arguments.reports,
             learning_rate=arguments.learning_rate,
             key=jax.random.key(arguments.seed),
+            backpropagate=arguments.backpropagate,
+            resume=arguments.resume and arguments.resume / name,
+            devices=arguments.devices,
         )
         trained[name] = model, params
         rows.append(
