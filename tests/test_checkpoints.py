@@ -74,21 +74,21 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, undistur
 
     with pytest.raises(Stop):
         start(tmp_path, on_report=stop)
-    assert folders(tmp_path) == ["00000002", "00000004"]
+    assert folders(tmp_path) == ["step_00000002", "step_00000004"]
     reports = []
     result = start(tmp_path, on_report=lambda *report: reports.append(report))
     equal(result, undisturbed)
     assert [step for step, _ in reports] == [6, 8]
     equal(reports[0][1], start(steps=6))
     equal(reports[1][1], undisturbed)
-    assert folders(tmp_path) == ["00000006", "00000008"]
+    assert folders(tmp_path) == ["step_00000006", "step_00000008"]
     # What has ended returns its result again, and reports nothing.
     equal(start(tmp_path, on_report=stop), undisturbed)
 
 
 def test_a_run_can_be_made_longer(tmp_path, undisturbed):
     equal(start(tmp_path, steps=5), start(steps=5))
-    assert folders(tmp_path) == ["00000004", "00000005"]
+    assert folders(tmp_path) == ["step_00000004", "step_00000005"]
     equal(start(tmp_path), undisturbed)
 
 
@@ -114,14 +114,18 @@ def test_everything_is_kept_whatever_its_kind(tmp_path):
 def test_as_many_are_kept_as_asked_for(tmp_path, undisturbed):
     settings = {"checkpoints": jaxrnn.Checkpoints(tmp_path / "new" / "folder", every=1, keep=3)}
     equal(start(**settings), undisturbed)
-    assert folders(tmp_path / "new" / "folder") == ["00000006", "00000007", "00000008"]
+    assert folders(tmp_path / "new" / "folder") == [
+        "step_00000006",
+        "step_00000007",
+        "step_00000008",
+    ]
 
 
 def test_after_a_bad_step_training_can_go_on_otherwise(tmp_path):
     data = jnp.array([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0], [np.inf, 0.0]])
     with pytest.raises(jaxrnn.NonFiniteError, match="stopped at step 3"):
         start(tmp_path, batches=data)
-    assert folders(tmp_path) == ["00000002"]
+    assert folders(tmp_path) == ["step_00000002"]
     result = start(tmp_path, batches=data.at[3].set(0.0))
     equal(result, start(batches=data.at[3].set(0.0)))
 
@@ -152,7 +156,7 @@ def test_damage_to_any_file_is_found_and_the_one_before_is_taken(tmp_path):
     checkpoints = jaxrnn.Checkpoints(tmp_path)
     _checkpoints.save(checkpoints, snapshot(1))
     _checkpoints.save(checkpoints, snapshot(2))
-    newest = tmp_path / "00000002"
+    newest = tmp_path / "step_00000002"
     files = [path for path in newest.rglob("*") if path.is_file()]
     assert len(files) > 5
     for path in files:
@@ -171,10 +175,12 @@ def test_damage_to_any_file_is_found_and_the_one_before_is_taken(tmp_path):
 
 def test_training_goes_on_from_the_newest_whole_checkpoint(tmp_path, undisturbed):
     start(tmp_path, steps=6)
-    damage(tmp_path / "00000006" / "leaves.json", "truncated")
-    with pytest.warns(UserWarning, match=r"00000006 is passed over: .*'leaves.json' is damaged"):
+    damage(tmp_path / "step_00000006" / "leaves.json", "truncated")
+    with pytest.warns(
+        UserWarning, match=r"step_00000006 is passed over: .*'leaves.json' is damaged"
+    ):
         equal(start(tmp_path), undisturbed)
-    assert folders(tmp_path) == ["00000006", "00000008"]
+    assert folders(tmp_path) == ["step_00000006", "step_00000008"]
     for name in folders(tmp_path):
         damage(tmp_path / name / "SHA256SUMS", "missing")
     with pytest.warns(UserWarning, match="passed over: its writing was cut off") as caught:
@@ -185,9 +191,10 @@ def test_training_goes_on_from_the_newest_whole_checkpoint(tmp_path, undisturbed
 def test_what_lies_further_on_than_the_run_is_removed(tmp_path):
     for step in (4, 6):
         _checkpoints.save(jaxrnn.Checkpoints(tmp_path, keep=2), snapshot(step))
-    (tmp_path / "notes").mkdir()
+    for name in ("2026", "step_size"):
+        (tmp_path / name).mkdir()
     _checkpoints.save(jaxrnn.Checkpoints(tmp_path, keep=1), snapshot(5))
-    assert folders(tmp_path) == ["00000005", "notes"]
+    assert folders(tmp_path) == ["2026", "step_00000005", "step_size"]
 
 
 @pytest.mark.slow

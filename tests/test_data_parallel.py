@@ -177,8 +177,8 @@ def test_two_processes_are_one(tmp_path):
             np.testing.assert_allclose(got, want, **FLOAT32)
         assert (leaf, step) == (caught.value.leaf, caught.value.step)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
-        "00000008",
-        "00000012",
+        "step_00000008",
+        "step_00000012",
     ]
     assert (tmp_path / "curve.csv").read_text().count("\n") == 13
 

@@ -1,6 +1,6 @@
 """Checkpoints of training: whole or not at all, and never taken for those of another run.
 
-A checkpoint is a folder named by its step. Orbax writes the leaves; what they are comes beside
+A checkpoint is a folder such as step_00001000. Orbax writes the leaves; what they are comes beside
 them, and last, in one stroke, the digests of all these files. So a checkpoint with no digests was
 cut off, and one with other digests is damaged.
 """
@@ -85,12 +85,12 @@ def save(checkpoints: Checkpoints, snapshot: Snapshot) -> None:
     arrays = {name: _as_numpy(leaf) for name, leaf in leaves.items() if leaf.size}
     if jax.process_index() == 0:
         directory, step = Path(checkpoints.directory).absolute(), int(snapshot.state.step)
-        _write(directory / f"{step:08d}", arrays, _described(leaves))
+        _write(_folder(directory, step), arrays, _described(leaves))
         # What is further on than this run was passed over by it; what has no digests was cut off.
         whole = [
             folder
             for folder in _folders(directory)
-            if int(folder.name) <= step and (folder / _DIGESTS).exists()
+            if _step(folder) <= step and (folder / _DIGESTS).exists()
         ]
         for folder in set(_folders(directory)) - set(whole[-checkpoints.keep :]):
             _remove(folder)
@@ -157,7 +157,7 @@ def _write(folder: Path, arrays: dict[str, np.ndarray], described: dict[str, str
 
 def _load(folder: Path, start: Snapshot) -> Snapshot:
     """Load a whole checkpoint, if it is one of the run that `start` is the start of."""
-    so_far = (int(folder.name),)
+    so_far = (_step(folder),)
     history = (jax.ShapeDtypeStruct(so_far, leaf.dtype) for leaf in start.history)
     wanted = _named_leaves(start._replace(history=Metrics(*history)))
     ours, theirs = _described(wanted), json.loads((folder / _NAMES).read_text())
@@ -202,11 +202,19 @@ def _digests(folder: Path) -> dict[str, str]:
     }
 
 
+def _folder(directory: Path, step: int) -> Path:
+    return directory / f"step_{step:08d}"
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
 def _folders(directory: Path) -> list[Path]:
     """Return the folders of checkpoints, whole or not, the newest last."""
-    folders = directory.iterdir() if directory.exists() else ()
+    folders = directory.glob("step_*")
     return sorted(
-        (folder for folder in folders if folder.name.isdecimal()), key=lambda path: int(path.name)
+        (path for path in folders if path.name.removeprefix("step_").isdecimal()), key=_step
     )
 
 
