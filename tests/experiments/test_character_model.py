@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxrnn
 from experiments import character_model
 from tests.tolerances import FLOAT32
 
@@ -102,6 +103,62 @@ def test_training_carries_the_state_from_window_to_window():
     )
     assert [point.characters for point in curve] == [1600, 3200, 4800, 6400]
     assert 1 / 3 - 0.02 < curve[-1].bits < 0.5
+
+
+def train(model, text, **options):
+    """Train a tiny model on a text; return its parameters and curve."""
+    settings = {"steps": 8, "reports": 4, "learning_rate": 1e-2, "key": jax.random.key(0)}
+    return character_model.train("lstm", model, text, text, **settings, **options)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(model, codes, tmp_path, monkeypatch):
+    text = jax.tree.map(jnp.asarray, character_model.windows(codes, length=5, batch_size=3))
+    wanted, whole = train(model, text)
+    measure, reports = character_model.bits_per_character, itertools.count(1)
+
+    def stop_at_the_third(*arguments):
+        if next(reports) == 3:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(character_model, "bits_per_character", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, text, resume=tmp_path)
+    got, curve = train(model, text, resume=tmp_path)
+    assert next(reports) == 6  # 3 before, 2 after: two are not measured again
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+    assert [(p.characters, p.bits) for p in curve] == [(p.characters, p.bits) for p in whole]
+    assert all(a.seconds < b.seconds for a, b in itertools.pairwise(curve))
+
+
+@pytest.mark.slow
+def test_two_devices_learn_as_one_does(codes):
+    text = jax.tree.map(jnp.asarray, character_model.windows(codes, length=5, batch_size=4))
+    curves = []
+    for devices in (1, 2):
+        engine = jaxrnn.sharded(2) if devices == 2 else None
+        sizes = {"features": 3, "hidden_size": 4, "layers": 1, "rate": 0.0}
+        model = character_model.make_model("gru", 7, **sizes, engine=engine)
+        curves.append(train(model, text, devices=devices)[1])
+    bits = [[point.bits for point in curve] for curve in curves]
+    np.testing.assert_allclose(bits[1], bits[0], **FLOAT32)
+
+
+@pytest.mark.slow
+def test_gradients_can_go_back_beyond_a_window(model, codes):
+    text = jax.tree.map(jnp.asarray, character_model.windows(codes, length=5, batch_size=3))
+    short, same, long = (train(model, text, backpropagate=k)[1][-1].bits for k in (None, 5, 10))
+    assert short == same != long
+
+
+@pytest.mark.parametrize(
+    "options", ["--batch 3 --devices 2", "--length 20 --backpropagate 10"], ids=str
+)
+def test_settings_that_do_not_fit_one_another(options, capsys):
+    with pytest.raises(SystemExit):
+        character_model.main(["--quick", *options.split()])
+    assert ": got " in capsys.readouterr().err
 
 
 @pytest.mark.slow
