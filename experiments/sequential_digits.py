@@ -244,7 +244,7 @@ def draw(runs: Sequence[Run], test: Digits, *, order: str) -> Any:
     with plt.rc_context(_common.STYLE):
         figure, axes = plt.subplot_mosaic(
             [["image", "curves"], ["sequence", "curves"]],
-            figsize=(9.5, 4),
+            figsize=(9.5, 4.4),
             width_ratios=[1, 2.2],
             height_ratios=[1.6, 1],
         )
@@ -268,7 +268,7 @@ def draw(runs: Sequence[Run], test: Digits, *, order: str) -> Any:
         )
         axes["curves"].set(xlabel="training steps", ylabel="test accuracy, %", ylim=(0, 100))
         axes["curves"].set_xlim(left=0)
-        axes["curves"].legend(loc="lower right", bbox_to_anchor=(1, 0.12))
+        axes["curves"].legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
         axes["curves"].set_title("accuracy, mean and standard error over seeds", loc="left")
         figure.suptitle(f"Which digit is it? Read pixel by pixel, in {test.length} steps")
         figure.tight_layout()

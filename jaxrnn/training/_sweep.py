@@ -49,8 +49,9 @@ def sweep(
     divide their number, the cores of a CPU too once `jax_num_cpu_devices` shows them.
 
     Args:
-        setup: `(setting, key) -> (loss, params, optimizer)`, as `fit` takes them, in JAX: it is
-            traced once for all members. A setting may be used anywhere: `optax.adam(setting)`.
+        setup: `(setting, key) -> (loss, params, optimizer)`, as `fit` takes them. It is traced for
+            all members together, so that a setting may go where arrays may, as in
+            `optax.adam(setting)` or `setting * kernel`, and not into a cell's constructor.
         settings: a pytree of arrays whose first axis counts members; None if they differ by their
             keys alone.
         batches: as in `fit`, a function of a key or arrays; arrays are the same for all members.
