@@ -45,7 +45,11 @@ class TruncatedLoss:
     k2: int
 
     def initial_carry(
-        self, inputs: Shaped[Array, "T *batch"] | jax.ShapeDtypeStruct, state: PyTree = None
+        self,
+        inputs: Shaped[Array, "T *batch"] | jax.ShapeDtypeStruct,
+        state: PyTree = None,
+        *,
+        params: PyTree = None,
     ) -> TruncatedCarry:
         """Make the carry of the first window.
 
@@ -53,6 +57,8 @@ class TruncatedLoss:
             inputs: inputs of any number of steps, or their shape and dtype.
             state: the model's state before the first step; None is its initial one, of the dtype of
                 the inputs, or float32 where these are integers.
+            params: the model's, if it learns its initial state; what it starts from is a constant
+                here all the same, as is every state at a window's start.
 
         Returns:
             The carry.
@@ -60,10 +66,13 @@ class TruncatedLoss:
         if state is None:
             floating = jnp.issubdtype(inputs.dtype, jnp.floating)
             dtype = inputs.dtype if floating else jnp.float32
-            state = self.model.initial_state(_steps_and_batch(inputs)[1:], dtype=dtype)
+            state = self.model.initial_state(
+                _steps_and_batch(inputs)[1:], dtype=dtype, params=params
+            )
         # A weakly typed state would change its type on the way, which no loop allows.
         state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
-        kept = jnp.zeros((self.k2 - self.k1, *inputs.shape[1:]), inputs.dtype)
+        # NumPy's 64 bits are 32 here, unless they are enabled.
+        kept = jnp.zeros((self.k2 - self.k1, *inputs.shape[1:]), jnp.result_type(inputs.dtype))
         return TruncatedCarry(state, kept, jnp.zeros((), jnp.int32))
 
     def __call__(
@@ -252,7 +261,7 @@ def truncated_gradient(
         raise ValueError(f"inputs: got {steps} steps, wanted a multiple of k1={of_windows.k1}")
     if key is not None:
         _check.key("key", key)
-    carry = of_windows.initial_carry(inputs, state)
+    carry = of_windows.initial_carry(inputs, state, params=params)
     return _sum_windows(of_windows, params, carry, (inputs, targets), key)
 
 
