@@ -347,12 +347,15 @@ def bootstrap(
     def correlation(chosen: Sequence[Sequence[np.ndarray]]) -> float:
         return spearman(*(np.concatenate(column) for column in zip(*chosen, strict=True)))
 
+    middle = correlation(groups)
+    if np.isnan(middle):
+        return middle, middle, middle
     samples = [
         correlation([groups[place] for place in generator.integers(len(groups), size=len(groups))])
         for _ in range(draws)
     ]
     low, high = np.nanpercentile(samples, [2.5, 97.5])
-    return correlation(groups), float(low), float(high)
+    return middle, float(low), float(high)
 
 
 # What is known before training: how far the gradient reaches, and how near it is to keeping its
