@@ -14,7 +14,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ class Remedy(NamedTuple):
     label: str
     color: str
     cell: Callable[[int], jaxrnn.Cell]
-    linestyle: str = "-"
+    linestyle: Literal["-", ":"] = "-"
     clip_norm: float | None = 1.0
     bias: Callable[[Any, PRNGKeyArray, int], Any] | None = None
     flossed: bool = False
@@ -336,20 +336,26 @@ def spearman(x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> float:
 
 
 def bootstrap(
-    groups: Sequence[tuple[np.ndarray, np.ndarray]], seed: int, draws: int = 1000
+    groups: Sequence[Sequence[np.ndarray]], seed: int, draws: int = 1000
 ) -> tuple[float, float, float]:
-    """Return the rank correlation of all points, and a 95% interval from resampled groups."""
+    """Return the rank correlation of all points, and a 95% interval from resampled groups.
+
+    A group is the x and the y of points that belong together.
+    """
     generator = np.random.default_rng(seed)
 
-    def correlation(chosen: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    def correlation(chosen: Sequence[Sequence[np.ndarray]]) -> float:
         return spearman(*(np.concatenate(column) for column in zip(*chosen, strict=True)))
 
+    middle = correlation(groups)
+    if np.isnan(middle):
+        return middle, middle, middle
     samples = [
         correlation([groups[place] for place in generator.integers(len(groups), size=len(groups))])
         for _ in range(draws)
     ]
     low, high = np.nanpercentile(samples, [2.5, 97.5])
-    return correlation(groups), float(low), float(high)
+    return middle, float(low), float(high)
 
 
 # What is known before training: how far the gradient reaches, and how near it is to keeping its
@@ -371,10 +377,10 @@ def correlations(runs: Sequence[Run], seed: int) -> list[dict[str, Any]]:
     for predictor, value in PREDICTORS.items():
         for selection, chosen in selections.items():
             groups = [
-                tuple(
+                [
                     np.concatenate([part(run) for run in chosen if run.remedy == remedy])
                     for part in (value, lambda run: run.learning)
-                )
+                ]
                 for remedy in dict.fromkeys(run.remedy for run in chosen)
             ]
             middle, low, high = bootstrap(groups, seed)
@@ -401,7 +407,8 @@ def draw(runs: Sequence[Run], correlated: Sequence[dict[str, Any]]) -> Any:
     remedies = list(dict.fromkeys(run.remedy for run in runs))
     with plt.rc_context(_common.STYLE):
         figure = plt.figure(figsize=(5.5 + 3 * len(lengths), 7.5), layout="constrained")
-        left, right = figure.subfigures(1, 2, width_ratios=[3 * len(lengths), 4.5])
+        halves: Any = figure.subfigures(1, 2, width_ratios=[3 * len(lengths), 4.5])
+        left, right = halves
         axes = left.subplots(len(tasks), len(lengths), sharex=True, sharey=True, squeeze=False)
         for row, task in zip(axes, tasks, strict=True):
             for axis, length in zip(row, lengths, strict=True):
