@@ -36,10 +36,10 @@ def checked_state(cell: Cell | Step, params: PyTree, inputs: Array, state: PyTre
     _check.function("cell.step" if isinstance(cell, Cell) else "cell", step_of(cell))
     _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
     batch_shape = inputs.shape[1:-1]
-    if isinstance(cell, Cell):
-        state = cell.checked_state(params, state, inputs, batch_shape=batch_shape)
-    elif state is None:
-        raise TypeError("state: got None, wanted a state, as a bare step makes none")
+    if state is None:
+        if not isinstance(cell, Cell):
+            raise TypeError("state: got None, wanted a state, as a bare step makes none")
+        state = cell.initial_state(batch_shape, dtype=inputs.dtype, params=params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = f"state{jax.tree_util.keystr(path)}"
         axes = "that begins with the batch dimensions of inputs"
@@ -49,6 +49,8 @@ def checked_state(cell: Cell | Step, params: PyTree, inputs: Array, state: PyTre
                 f"{name}: got {_check.describe(leaf)}, wanted an array that begins with "
                 f"{list(batch_shape)}, the batch dimensions of inputs"
             )
+    if isinstance(cell, Cell):
+        cell.checked_state(params, state, inputs, batch_shape=batch_shape)
     for name, tree in (("params", params), ("inputs", inputs), ("state", state)):
         finite(name, tree)
     # A weakly typed state would make JAX trace the loop twice.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
@@ -131,12 +131,15 @@ def sweep(
     init_keys, fit_key = _split(key) if own_keys else jax.random.split(key)
     if not own_keys:
         init_keys = jnp.broadcast_to(init_keys, (members, *init_keys.shape))
-    run = _over_members(run, members, (0, 0, keys_axis, 0, None, None, None))
+    mesh = _mesh(members)
+    run = _over_members(run, mesh, (0, 0, keys_axis, 0, None, None, None))
     of_steps = jax.vmap(keys_of_steps, (0, None, None)) if own_keys else keys_of_steps
     settings = jax.tree.map(jnp.asarray, settings)
     # One after the other, not by vmap: initialisers factorise matrices, and jaxlib's batched
     # factorisations can wait for one another without end where a CPU has few threads.
     member = jax.jit(functools.partial(lax.map, start))((settings, init_keys))
+    # Divided as `run` returns it, which would else be compiled a second time.
+    member = jax.device_put(member, NamedSharding(mesh, PartitionSpec(_AXIS)))
     histories: list[Metrics] = []
 
     def result() -> FitResult:
@@ -157,17 +160,22 @@ def sweep(
     return result()
 
 
-def _over_members(
-    function: Callable[..., PyTree], members: int, in_axes: tuple[int | None, ...]
-) -> Callable[..., PyTree]:
-    """Map a function over members, and divide these over devices."""
+def _mesh(members: int) -> Mesh:
+    """Return a mesh of as many devices as there are and divide the members."""
     devices = jax.devices()
     count = max(n for n in range(1, len(devices) + 1) if members % n == 0)
+    return Mesh(np.array(devices[:count]), (_AXIS,))
+
+
+def _over_members(
+    function: Callable[..., PyTree], mesh: Mesh, in_axes: tuple[int | None, ...]
+) -> Callable[..., PyTree]:
+    """Map a function over members, and divide these over devices."""
     of_axis = {0: PartitionSpec(_AXIS), None: PartitionSpec()}
     return jax.jit(
         jax.shard_map(
             jax.vmap(function, in_axes),
-            mesh=Mesh(np.array(devices[:count]), (_AXIS,)),
+            mesh=mesh,
             in_specs=tuple(of_axis[axis] for axis in in_axes),
             out_specs=of_axis[0],
             check_vma=False,  # the hoisted engine's primitive has no rule for it
