@@ -20,7 +20,7 @@ jax.monitoring.register_event_duration_secs_listener(_count)
 
 @pytest.fixture(
     params=[
-        pytest.param(row, id=row.name, marks=[pytest.mark.slow] if row.wrapped else [])
+        pytest.param(row, id=row.name, marks=[pytest.mark.slow] if row.slow else [])
         for row in CELLS
     ]
 )

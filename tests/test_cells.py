@@ -72,7 +72,14 @@ def test_gradient_agrees_with_finite_differences(row):
 
 
 @pytest.mark.parametrize("row", DEEP)
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "float32",
+        "bfloat16",
+        *(pytest.param(d, marks=pytest.mark.slow) for d in ("float16", "float64")),
+    ],
+)
 def test_shapes_and_dtypes(row, dtype):
     with x64():
         cell = row.make(H)

@@ -92,6 +92,7 @@ def test_a_run_can_be_made_longer(tmp_path, undisturbed):
     equal(start(tmp_path), undisturbed)
 
 
+@pytest.mark.slow
 def test_everything_is_kept_whatever_its_kind(tmp_path):
     def loss(params, carry, batch, key):
         carry_key, draw_key = jax.random.split(carry["key"])

@@ -181,6 +181,7 @@ STACK = jaxrnn.serial(
 )
 
 
+@pytest.mark.slow
 def test_a_stacks_gradients_are_those_of_a_disturbed_numpy_loop():
     params = random_like(jax.eval_shape(lambda: STACK.init(jax.random.key(0))), seed=1)
     table, below, above, dense = params

@@ -53,6 +53,7 @@ def test_the_standard_error_is_the_spread_of_repetitions(float64):
 
 
 @pytest.mark.parametrize("gain", [0.8, 3.0])
+@pytest.mark.slow
 def test_the_rate_agrees_with_the_largest_lyapunov_exponent(float64, gain):
     rng = np.random.default_rng(0)
     cell = jaxrnn.elman(30, use_bias=False)

@@ -184,6 +184,7 @@ def test_horizons_of_linear_networks_are_what_the_papers_say():
         assert abs(measure(initializers.near_identity(noise))[1]) < 1.5 * noise
 
 
+@pytest.mark.slow
 def test_chrono_lengthens_the_memory_and_the_horizon_of_an_lstm():
     cell = jaxrnn.lstm(16)
     plain = cell.init(KEY, 2)

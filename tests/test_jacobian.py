@@ -100,6 +100,7 @@ def test_an_orthogonal_linear_network_keeps_every_length(num_values):
     np.testing.assert_allclose(got, 1, atol=5e-5)  # 50 products in float32
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_a_bare_step():
     cell = jaxrnn.gru(3)
     params, inputs, state = problem(cell)

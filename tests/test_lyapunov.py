@@ -213,6 +213,7 @@ def chaotic():
     )
 
 
+@pytest.mark.slow
 def test_factorising_less_often_finds_the_same(float64, chaotic):
     cell, params, state = chaotic
     measure = functools.partial(
@@ -264,6 +265,7 @@ def test_the_standard_error_of_a_weighted_average_is_honest_too(float64):
     assert not drifting.converged.any()
 
 
+@pytest.mark.slow
 def test_a_short_or_drifting_measurement_has_not_converged(float64, chaotic):
     cell, params, state = chaotic
     measure = functools.partial(lyapunov_exponents, cell, params, state=state, num_exponents=2)
@@ -301,6 +303,7 @@ def test_parallel_tangents_are_told_apart(float64, size):
 # Transformations and shapes ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_float32_agrees_with_float64(chaotic):
     cell, params, state = chaotic
     with x64():
@@ -313,6 +316,7 @@ def test_float32_agrees_with_float64(chaotic):
     np.testing.assert_allclose(got[:, :12], wanted[:, :12], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_batch_jit_and_vmap_agree(chaotic):
     cell, params, state = chaotic
     params, inputs, state = jax.tree.map(np.float32, (params, nothing(20, 2), state))
@@ -357,6 +361,7 @@ def test_a_bare_step_and_a_state_of_mixed_shapes(float64):
     np.testing.assert_allclose(got.exponents, wanted, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_derivatives_are_finite_differences(float64):
     cell = jaxrnn.elman(3)
     params, inputs, state = problem(cell, length=10, batch=())

@@ -196,6 +196,7 @@ def test_layouts_and_transformations():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
 
 
+@pytest.mark.slow
 def test_an_empty_sequence():
     cell = jaxrnn.gru(H)
     params, inputs, state = problem(cell, length=T, batch=(B,))
@@ -247,6 +248,7 @@ def test_the_last_output_is_that_of_the_last_real_step(reverse):
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.slow
 def test_a_stack_hands_lengths_on():
     model = jaxrnn.serial(
         jaxrnn.embedding(5, 3),

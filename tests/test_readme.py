@@ -20,6 +20,7 @@ def of_its_own(block):
     return "jax.config.update" in block
 
 
+@pytest.mark.slow
 def test_its_code_runs(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # some of it writes files
     namespace = {}

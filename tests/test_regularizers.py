@@ -82,6 +82,7 @@ def test_pascanus_penalty_is_a_mean_over_the_batch(row):
     np.testing.assert_allclose(together, np.mean(each), **FLOAT32)
 
 
+@pytest.mark.slow
 def test_no_gradient_no_penalty():
     cell = jaxrnn.elman(H)
     params, inputs, _ = problem(cell)
@@ -103,6 +104,7 @@ def test_flossing_is_the_mean_square_of_the_exponents(float64):
     np.testing.assert_allclose(got, np.mean(np.asarray(spectrum.exponents) ** 2), **FLOAT64)
 
 
+@pytest.mark.slow
 def test_flossings_gradient_is_that_of_finite_differences(float64):
     cell = jaxrnn.elman(H)
     params, inputs, state = problem(cell, length=8)
@@ -118,7 +120,8 @@ def test_flossings_gradient_is_that_of_finite_differences(float64):
     np.testing.assert_allclose(slope(0.0), wanted, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["pascanu", pytest.param("flossing", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pascanu", "flossing"])
 def test_descent_lengthens_the_horizon(name):
     cell = jaxrnn.elman(16)
     params = cell.init(jax.random.key(0), 2)

@@ -65,7 +65,7 @@ def alone(setup, setting, batches, key, **arguments: Any):
 @pytest.mark.parametrize(
     ("members", "data", "own_keys"),
     [
-        pytest.param(4, batches, True, id="on_two_devices"),
+        pytest.param(4, batches, True, id="on_two_devices", marks=pytest.mark.slow),
         pytest.param(3, batches, False, id="one_key"),
         pytest.param(3, ARRAYS, True, id="arrays"),
         pytest.param(1, ARRAYS, False, id="one_member", marks=pytest.mark.slow),
@@ -84,6 +84,7 @@ def test_each_member_is_as_if_trained_alone(members, data, own_keys):
     assert len({float(value) for value in result.losses[:, 0]}) == members
 
 
+@pytest.mark.slow
 def test_reports_change_nothing():
     reports = []
     keys = jax.random.split(KEY, 2)

@@ -455,6 +455,7 @@ def test_progress_without_tqdm(monkeypatch):
 # Learning ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_lstm_learns_the_adding_problem():
     # Orthogonal kernels take longer to compile than the training takes.
     cell = jaxrnn.lstm(16, recurrent_init=jaxrnn.initializers.glorot_uniform)

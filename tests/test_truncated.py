@@ -112,6 +112,7 @@ def test_a_truncated_gradient_is_not_the_full_one():
         assert gradient(k2).recurrent_kernel == wanted
 
 
+@pytest.mark.slow
 def test_dropout_draws_anew_in_every_window():
     model = jaxrnn.serial(jaxrnn.dropout(0.5), jaxrnn.rnn(jaxrnn.elman(H)))
     params = drawn(jax.eval_shape(lambda: model.init(KEY, 3)), 0)
@@ -124,6 +125,7 @@ def test_dropout_draws_anew_in_every_window():
     assert len({float(value) for value in noise}) == 3
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_sequence():
     cell = jaxrnn.lstm(16)
     model = jaxrnn.rnn(cell)

@@ -146,6 +146,7 @@ def test_jvp_is_the_transpose_of_grad(row):
 
 
 @pytest.mark.parametrize("row", DEEP)
+@pytest.mark.slow
 def test_hessian_is_the_slope_of_the_gradient(row):
     with x64():
         cell = row.make(2)

@@ -59,6 +59,7 @@ def test_values_and_gradients_are_those_of_the_plain_loss(row, chunk):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
 
 
+@pytest.mark.slow
 def test_it_keeps_no_logits():
     cell = jaxrnn.gru(8)
     params, inputs, _ = problem(cell, length=400, batch=(B,))

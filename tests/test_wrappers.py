@@ -274,6 +274,7 @@ def test_a_step_is_an_unroll_of_one(trained):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), got, wanted)
 
 
+@pytest.mark.slow
 def test_seeds_at_once(trained):
     cell, params, inputs, state = trained
     keys = jax.random.split(KEY, 3)
@@ -283,6 +284,7 @@ def test_seeds_at_once(trained):
         np.testing.assert_allclose(together[number], run(key), **FLOAT32)
 
 
+@pytest.mark.slow
 def test_the_loss_in_the_loop_trains_with_the_same_noise(trained):
     cell, params, inputs, state = trained
 
@@ -460,6 +462,7 @@ def test_a_learned_initial_state_is_where_sequences_start():
             np.testing.assert_allclose(got[t], alone[0], **FLOAT64)
 
 
+@pytest.mark.slow
 def test_everything_that_makes_a_state_makes_the_learned_one():
     cell = jaxrnn.learned_initial_state(jaxrnn.gru(H))
     params, inputs, _ = problem(cell, length=T, batch=(B,))

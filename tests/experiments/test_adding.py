@@ -12,6 +12,7 @@ from tests.tolerances import FLOAT32
 SETTINGS = {"hidden_size": 4, "batch_size": 8, "learning_rate": 1e-2}
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_are_as_each_alone():
     keys = jax.random.split(jax.random.key(0), 2)
     both = adding.learn("relu", 6, keys, steps=adding.CHUNK, **SETTINGS)

@@ -198,6 +198,7 @@ def test_peers_compute_the_same_amount(name, cell):
     assert all(np.asarray(leaf).any() for leaf in matrices)
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_length_under_scan():
     short, long = (benchmark.prepare_scaling("jaxrnn-scan", n, "float32", 0) for n in (20, 200))
     assert short.temporary is not None
@@ -266,6 +267,7 @@ def test_training_steps_agree_whatever_the_engine(tmp_path, monkeypatch):
         assert float(line["characters_per_s"]) == pytest.approx(rate)
 
 
+@pytest.mark.slow
 def test_a_loss_on_the_way_has_the_gradient_of_one_at_once(tmp_path, monkeypatch):
     programs = benchmark.prepare_loss((6, 2, 3, 4, 5), 0)
     once, way = (programs[name].run() for name in ("unroll", "unroll_loss"))

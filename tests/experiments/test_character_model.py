@@ -53,6 +53,7 @@ def test_unigram_and_bigram_are_counts_plus_one(codes):
     assert character_model.bigram_bits(train, text, 7) == pytest.approx(bigram, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_bits_in_windows_are_those_of_one_long_pass(model, codes):
     params = model.init(jax.random.key(0))
     text = character_model.windows(codes, length=5, batch_size=1)
@@ -63,6 +64,7 @@ def test_bits_in_windows_are_those_of_one_long_pass(model, codes):
     np.testing.assert_allclose(got, wanted, rtol=FLOAT32["rtol"])
 
 
+@pytest.mark.slow
 def test_a_sample_is_of_the_vocabulary_and_the_key_decides_it(model):
     params = model.init(jax.random.key(0))
 
@@ -88,6 +90,7 @@ def test_a_cold_sample_is_always_the_likeliest_character(model):
     np.testing.assert_array_equal(sample, logits[2:-1].argmax(-1))
 
 
+@pytest.mark.slow
 def test_training_carries_the_state_from_window_to_window():
     """A bit, a 2, the bit again: 1/3 bit a character, for who knows the character before last.
 

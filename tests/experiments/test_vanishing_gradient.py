@@ -83,6 +83,7 @@ def test_windows_of_every_length_share_their_ends():
     assert windows_before(text, jnp.full((4, 3), 60), 50).shape == (4, 51, 3)
 
 
+@pytest.mark.slow
 def test_norms_are_those_of_a_loop_over_steps():
     """Differentiates the rest of the sequence alone, from each hidden state in turn."""
     model = make_models(8, 5)[1]
@@ -101,6 +102,7 @@ def test_norms_are_those_of_a_loop_over_steps():
     np.testing.assert_allclose(norms[::-1, 0, 0], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stack_has_norms_of_every_layer():
     """The lower layer's gradient at the last step is what passes the upper layer's step."""
     model = make_stack(4, 5, 2)
@@ -121,6 +123,7 @@ def test_a_stack_has_norms_of_every_layer():
     np.testing.assert_allclose(norms[0, 0, 0], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_exponent_of_an_orthogonal_linear_cell_is_zero():
     model = make_models(8, 5)[3]
     params = model.network.init(jax.random.key(0))
