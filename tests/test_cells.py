@@ -111,6 +111,7 @@ def test_jit_equals_eager_steps(row):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("row", DEEP)
+@pytest.mark.slow
 def test_batched_equals_single(row):
     cell = row.make(H)
     params, inputs, state = problem(cell, batch=(2, 3))

@@ -171,6 +171,7 @@ def test_hessian_is_the_slope_of_the_gradient(row):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("row", DEEP)
+@pytest.mark.slow
 def test_vmap_over_seeds_inputs_and_gradients(row):
     cell = row.make(H)
     keys = jax.random.split(jax.random.key(0), 3)
