@@ -22,12 +22,15 @@ def leaves_read(function: Callable[..., Any], *arguments: PyTree) -> tuple[PyTre
 
 def primitives(function: Callable[..., Any], *arguments: PyTree) -> set[str]:
     """Return the names of all the primitives that a function calls, in calls within calls too."""
+    equations = jax.make_jaxpr(function)(*arguments).jaxpr.eqns
+    return {name for equation in equations for name in primitives_of(equation)}
 
-    def of_jaxpr(jaxpr: Any) -> Iterator[str]:
-        for equation in jaxpr.eqns:
-            yield equation.primitive.name
-            for value in jax.tree.leaves(list(equation.params.values())):
-                if isinstance(value, jex_core.Jaxpr | jex_core.ClosedJaxpr):
-                    yield from of_jaxpr(getattr(value, "jaxpr", value))
 
-    return set(of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr))
+def primitives_of(equation: Any) -> Iterator[str]:
+    """Yield the name of an equation's primitive, and those within the jaxprs that it holds."""
+    yield equation.primitive.name
+    for value in jax.tree.leaves(list(equation.params.values())):
+        if isinstance(value, jex_core.Jaxpr | jex_core.ClosedJaxpr):
+            equations: Any = getattr(value, "jaxpr", value).eqns
+            for inner in equations:
+                yield from primitives_of(inner)

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell, hidden_part, with_hidden
+from jaxrnn._cell import Cell, checked_cell, hidden_part, with_hidden
 from jaxrnn.diagnostics import lyapunov_exponents, state_gradients
 from jaxrnn.diagnostics._tangents import checked_state
 
@@ -64,8 +64,7 @@ def pascanu(
         Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks",
         2013, equations 9 and 10.
     """
-    if not isinstance(cell, Cell):
-        raise TypeError(f"cell: got {_check.describe(cell)}, wanted a jaxrnn.Cell")
+    checked_cell("cell", cell)
     state = checked_state(cell, params, inputs, state)
     if len(inputs) == 0:
         raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted at least one step")

@@ -10,6 +10,7 @@ import jax
 from jax.extend import core as jex_core
 from jaxtyping import Array, PyTree
 
+from jaxrnn._jaxpr import primitives_of
 from jaxrnn.diagnostics._perturb import WRAPPERS, evaluate_one, inner_jaxpr
 
 _PRODUCTS = {"dot_general", "conv_general_dilated"}
@@ -59,7 +60,7 @@ def _evaluate(
         operands, flags = read_all(equation.invars)
         name = equation.primitive.name
         after = [any(flags)] * len(equation.outvars)
-        if not any(flags) or not (name in _PRODUCTS or _holds_products(equation)):
+        if not any(flags) or _PRODUCTS.isdisjoint(primitives_of(equation)):
             results = evaluate_one(jaxpr, equation, operands)
         elif name in _PRODUCTS:
             results = [replace(result) for result in evaluate_one(jaxpr, equation, operands)]
@@ -75,13 +76,3 @@ def _evaluate(
             variable for variable, flag in zip(equation.outvars, after, strict=True) if flag
         )
     return read_all(jaxpr.outvars)
-
-
-def _holds_products(equation: Any) -> bool:
-    """Say whether a product is anywhere in the jaxprs that an equation holds."""
-    for leaf in jax.tree.leaves(list(equation.params.values())):
-        if isinstance(leaf, jex_core.Jaxpr | jex_core.ClosedJaxpr):
-            equations: Any = getattr(leaf, "jaxpr", leaf).eqns
-            if any(e.primitive.name in _PRODUCTS or _holds_products(e) for e in equations):
-                return True
-    return False

@@ -1,6 +1,5 @@
 """Which engine to run a cell with, and why."""
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -9,7 +8,7 @@ from jaxtyping import Array, Float
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
 from jaxrnn.engines._checkpointed import checkpointed
-from jaxrnn.engines._engine import Engine
+from jaxrnn.engines._engine import Engine, size_in_bytes
 from jaxrnn.engines._hoisted import hoisted_where_it_can
 
 # States that take more than this, in bytes, are not all kept.
@@ -53,9 +52,7 @@ def choose_engine(
     _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
     steps, *batch_shape, _ = inputs.shape
     state = cell.state_spec(tuple(batch_shape), inputs.dtype)
-    need = steps * sum(
-        math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
-    )
+    need = steps * size_in_bytes(state)
     if need > _MEMORY:
         return EngineChoice(
             checkpointed(),

@@ -31,6 +31,11 @@ def leading_shape(inputs: PyTree) -> tuple[int, ...]:
     return jax.tree.leaves(inputs)[0].shape[:-1]
 
 
+def size_in_bytes(tree: PyTree) -> int:
+    """Return how much memory arrays take, or those that have such shapes and dtypes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def checked_engine(engine: Any) -> Engine:
     """Return `engine`, an engine."""
     if not isinstance(engine, Engine):

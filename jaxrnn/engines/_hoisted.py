@@ -14,7 +14,7 @@ from jaxrnn import _check
 from jaxrnn._cell import Cell, Gated
 from jaxrnn._jaxpr import leaves_read
 from jaxrnn.engines._chunks import nearby_divisor, scan_chunks, scan_distinct
-from jaxrnn.engines._engine import Engine, checked_chunk, leading_shape
+from jaxrnn.engines._engine import Engine, checked_chunk, leading_shape, size_in_bytes
 from jaxrnn.engines._layout import turned_kernels, turned_rows
 from jaxrnn.engines._linear import linear_with_transpose
 from jaxrnn.engines._scan import Scan
@@ -141,7 +141,7 @@ def chunk_length(gated: Gated, params: Any, state: Any, inputs: Any) -> int:
     """Return how many steps a chunk should have for such arguments."""
     projected = jax.eval_shape(gated.project, params, _first(inputs))
     recurrent = jax.eval_shape(gated.product, params, state, projected)
-    step = _bytes((projected, recurrent, recurrent))
+    step = size_in_bytes((projected, recurrent, recurrent))
     target = _WORKING_SET.get(jax.default_backend(), _WORKING_SET_OF_ACCELERATORS) // max(step, 1)
     steps = leading_shape(inputs)[0]
     if steps <= _FEW_CHUNKS * target:
@@ -166,7 +166,7 @@ def _forward(options: _Options, params: Any, state: Any, inputs: Any) -> tuple[A
         def body(state, projected):
             recurrent = gated.product(params, state, projected)
             new_state, output = gated.activate(params, state, projected, recurrent)
-            kept = recurrent if _bytes(recurrent) <= _bytes(state) else None
+            kept = recurrent if size_in_bytes(recurrent) <= size_in_bytes(state) else None
             return new_state, (output, new_state, kept)
 
         return scan_distinct(body, state, gated.project(params, inputs), reverse=reverse)
@@ -293,10 +293,6 @@ def _uses(gated: Gated, params: Any, state: Any, inputs: Any) -> tuple[list[int]
     of_params, *_ = leaves_read(gated.activate, params, state, projected, recurrent)
     _, of_projected = leaves_read(gated.exposed, state, projected)
     return _places(of_params), _places(of_projected)
-
-
-def _bytes(tree: PyTree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _first(inputs: PyTree) -> PyTree:
