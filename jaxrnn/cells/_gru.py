@@ -148,4 +148,5 @@ def _gru(
 
 
 def _interpolate(z: Array, candidate: Array, hidden: Array) -> Array:
-    return (1 - z) * candidate + z * hidden
+    # The textbook's (1 - z) * candidate + z * hidden, with one product less.
+    return candidate + z * (hidden - candidate)

@@ -55,7 +55,7 @@ def scan_chunks(
 
     def whole(carry):
         chunks = _each(lambda a: a[: count * chunk].reshape(count, chunk, *a.shape[1:]), per_step)
-        carry, outputs = lax.scan(
+        carry, outputs = scan_distinct(
             lambda carry, xs: function(carry, *xs),
             carry,
             (_each(lambda a: a[:count], per_chunk), chunks),

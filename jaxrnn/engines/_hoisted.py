@@ -25,6 +25,8 @@ from jaxrnn.engines._scan import Scan
 # few and large products.
 _WORKING_SET = {"cpu": 4 * 2**20}
 _WORKING_SET_OF_ACCELERATORS = 256 * 2**20
+# It may take so many times what the parameters take, as each chunk adds to all their gradients.
+_PARAMETERS = 4
 # Up to so many chunks are better run as one: what a chunk costs is more than the cache gains.
 _FEW_CHUNKS = 3
 
@@ -49,7 +51,7 @@ class Hoisted(Engine):
         options = _Options(gated, chunk or chunk_length(gated, params, state, inputs), reverse)
 
         def plain(params, state, inputs):
-            final, outputs, states, _ = _forward(options, params, state, inputs)
+            final, outputs, states, _ = _forward(options, params, state, inputs, linearise=False)
             return final, outputs, states if keep_states else None
 
         def reference(params, state, inputs):
@@ -61,11 +63,12 @@ class Hoisted(Engine):
 
         @run.defjvp
         def differentiated(primals, tangents):
-            final, outputs, states, recurrent = _forward(options, *primals)
+            linearise = _linearises_cheaply(gated, *primals)
+            final, outputs, states, pullbacks = _forward(options, *primals, linearise=linearise)
             tangents_out = linear_with_transpose(
                 lambda residuals, tangents: jax.jvp(reference, residuals[0], tangents)[1],
                 functools.partial(_backward, options),
-                (primals, states, recurrent),
+                (primals, states, pullbacks),
                 tangents,
             )
             return (final, outputs, states if keep_states else None), tangents_out
@@ -142,7 +145,8 @@ def chunk_length(gated: Gated, params: Any, state: Any, inputs: Any) -> int:
     projected = jax.eval_shape(gated.project, params, _first(inputs))
     recurrent = jax.eval_shape(gated.product, params, state, projected)
     step = size_in_bytes((projected, recurrent, recurrent))
-    target = _WORKING_SET.get(jax.default_backend(), _WORKING_SET_OF_ACCELERATORS) // max(step, 1)
+    cache = _WORKING_SET.get(jax.default_backend(), _WORKING_SET_OF_ACCELERATORS)
+    target = max(cache, _PARAMETERS * size_in_bytes(params)) // max(step, 1)
     steps = leading_shape(inputs)[0]
     if steps <= _FEW_CHUNKS * target:
         return max(steps, 1)
@@ -158,16 +162,22 @@ class _Options:
     reverse: bool
 
 
-def _forward(options: _Options, params: Any, state: Any, inputs: Any) -> tuple[Any, ...]:
-    """Return the last state, and every step's output, state and, if small, recurrent product."""
+def _forward(
+    options: _Options, params: Any, state: Any, inputs: Any, *, linearise: bool
+) -> tuple[Any, ...]:
+    """Return the last state, and every step's output, state and, if wanted, pullback."""
     gated, chunk, reverse = options.gated, options.chunk, options.reverse
 
     def run_chunk(state, _, inputs):
         def body(state, projected):
             recurrent = gated.product(params, state, projected)
-            new_state, output = gated.activate(params, state, projected, recurrent)
-            kept = recurrent if size_in_bytes(recurrent) <= size_in_bytes(state) else None
-            return new_state, (output, new_state, kept)
+            arguments = params, state, projected, recurrent
+            (new_state, output), pullback = (
+                jax.vjp(gated.activate, *arguments)
+                if linearise
+                else (gated.activate(*arguments), None)
+            )
+            return new_state, (output, new_state, pullback)
 
         return scan_distinct(body, state, gated.project(params, inputs), reverse=reverse)
 
@@ -182,7 +192,7 @@ def _backward(
 ) -> tuple[Any, Any, Any]:
     """Return the cotangents of params, first state and inputs."""
     gated, chunk, reverse = options.gated, options.chunk, options.reverse
-    (params, state, inputs), states, recurrent = residuals
+    (params, state, inputs), states, pullbacks = residuals
     d_final, d_outputs, d_states = cotangents
     used, exposes = _uses(gated, params, state, inputs)
     steps, *batch = leading_shape(inputs)
@@ -191,22 +201,25 @@ def _backward(
 
     def run_chunk(carry, entering, of_steps):
         d_state, d_params = carry
-        inputs, states, recurrent, d_outputs, d_states = of_steps
+        inputs, states, pullbacks, d_outputs, d_states = of_steps
         previous = _shifted(entering, states, reverse=reverse)
         projected, through_project = jax.vjp(
             lambda inputs: _merged(functools.partial(gated.project, params), inputs, axes), inputs
         )
         exposed = gated.exposed(previous, projected)
-        if recurrent is None:
+        if pullbacks is None:
             recurrent = _merged(functools.partial(gated.recur, params), exposed, axes)
+            # Of all steps at once: functions are pytrees of what they hold, so a loop can scan them.
+            pullbacks = jax.vmap(lambda *step: jax.vjp(gated.activate, params, *step)[1])(
+                previous, projected, recurrent
+            )
 
         def body(carry, step):
             d_state, d_used = carry
-            previous, projected, recurrent, d_output, d_kept = step
+            pullback, previous, projected, d_output, d_kept = step
             if d_kept is not None:
                 d_state = _add(d_state, d_kept)
-            _, through_activate = jax.vjp(gated.activate, params, previous, projected, recurrent)
-            d_here, d_state, d_projected, d_recurrent = through_activate((d_state, d_output))
+            d_here, d_state, d_projected, d_recurrent = pullback((d_state, d_output))
             _, through_product = jax.vjp(
                 lambda state, exposing: gated.product(
                     as_params(kernels), state, _put_at(exposes, projected, exposing)
@@ -223,7 +236,7 @@ def _backward(
         (d_state, d_used), (d_projected, d_recurrent) = scan_distinct(
             body,
             (d_state, zeros),
-            (previous, projected, recurrent, d_outputs, d_states),
+            (pullbacks, previous, projected, d_outputs, d_states),
             reverse=not reverse,
         )
         # Of these two nothing needs the values, which XLA then leaves out.
@@ -241,7 +254,7 @@ def _backward(
         run_chunk,
         (d_final, jax.tree.map(jnp.zeros_like, params)),
         _entering(state, states, chunk, reverse=reverse),
-        (inputs, states, recurrent, d_outputs, d_states),
+        (inputs, states, pullbacks, d_outputs, d_states),
         steps=steps,
         chunk=chunk,
         reverse=not reverse,
@@ -281,6 +294,25 @@ def _merged(function: Callable[[PyTree], PyTree], tree: PyTree, axes: int) -> Py
     count = math.prod(leading)
     merged = jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[axes:]), tree)
     return jax.tree.map(lambda leaf: leaf.reshape(*leading, *leaf.shape[1:]), function(merged))
+
+
+def _linearises_cheaply(gated: Gated, params: Any, state: Any, inputs: Any) -> bool:
+    """Say whether a step's pullback of `activate` holds no more than its state does.
+
+    What it shares with the state and the output costs nothing, as they are kept anyway. An Elman
+    network's holds the derivative of its activation, and is kept; others are cheaper made again.
+    """
+
+    def linearised(params, state, x):
+        projected = gated.project(params, x)
+        recurrent = gated.product(params, state, projected)
+        return jax.vjp(gated.activate, params, state, projected, recurrent)
+
+    jaxpr = jax.make_jaxpr(linearised)(params, state, _first(inputs)).jaxpr
+    kept = len(jax.tree.leaves(jax.eval_shape(gated, params, state, _first(inputs))))
+    shared = {id(variable) for variable in jaxpr.outvars[:kept]}
+    extra = {id(v): v.aval for v in jaxpr.outvars[kept:] if id(v) not in shared}
+    return size_in_bytes(list(extra.values())) <= size_in_bytes(state)
 
 
 def _uses(gated: Gated, params: Any, state: Any, inputs: Any) -> tuple[list[int], list[int]]:
