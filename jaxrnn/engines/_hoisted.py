@@ -209,7 +209,7 @@ def _backward(
         exposed = gated.exposed(previous, projected)
         if pullbacks is None:
             recurrent = _merged(functools.partial(gated.recur, params), exposed, axes)
-            # Of all steps at once: functions are pytrees of what they hold, so a loop can scan them.
+            # Of all steps at once: a function is a pytree of what it holds, so a loop can scan it.
             pullbacks = jax.vmap(lambda *step: jax.vjp(gated.activate, params, *step)[1])(
                 previous, projected, recurrent
             )
