@@ -510,6 +510,12 @@ def test_bad_input(measure, change, error, message):
         measure(**arguments)
 
 
+def test_a_bare_steps_state_must_have_the_inputs_batch():
+    params, inputs = random_problem_specs()
+    with pytest.raises(ValueError, match=r"state.hidden: got float32\[4, 3\], .* with \[2\], the"):
+        state_gradients(loss, step, params, inputs, initial_hidden((4,), "float32"))
+
+
 def test_a_state_without_a_hidden_part_is_refused():
     cell = own_cell(step, lambda batch, dtype: (jnp.zeros((*batch, H)), jnp.zeros((*batch, H))))
     with pytest.raises(ValueError, match=r"cell: got own, .* or with a field named hidden"):

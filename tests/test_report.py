@@ -302,5 +302,7 @@ def test_bad_input():
     for change, error, message in changes:
         with pytest.raises(error, match=message):
             report(**{**good, **change})
+    with pytest.raises(TypeError, match=r"params: got traced arrays, .* outside of jit"):
+        jax.jit(lambda params: report(**{**good, "params": params}).layers[0].norms)(params)
     nothing = report(lambda outputs: 0 * outputs.sum(), cell, params, inputs, write=None)
     assert nothing.cause == "no gradient"

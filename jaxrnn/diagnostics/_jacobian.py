@@ -49,14 +49,15 @@ def jacobian_spectrum(
         cell: the cell, or a bare function `(params, state, inputs) -> (state, output)`.
         params: its parameters.
         inputs: the sequence `(T, *batch, I)`.
-        state: the state before the first step, a pytree of floating arrays `(*batch, ...)`;
-            `cell.initial_state` if None.
+        state: the state before the first step, a pytree of floating or complex arrays
+            `(*batch, ...)`; `cell.initial_state` if None.
         lags: L numbers of steps, from 0 to T, in any order.
         num_values: K, how many of the largest values to find; all N if None, where N is the number
-            of floats that one sequence's state holds. With None the product is made by pushing N
-            tangents forward, exactly. With a number that is small beside N, it is multiplied
-            forward and backward with a few vectors until their largest values stand still (or 200
-            times: values that are close together beyond the K-th take long), as suits large states.
+            of floats that one sequence's state holds, two for a complex number. With
+            None the product is made by pushing N tangents forward, exactly. With a number that is
+            small beside N, it is multiplied forward and backward with a few vectors until their
+            largest values stand still (or 200 times: values that are close together beyond the K-th
+            take long), as suits large states.
 
     Returns:
         The values `(L, *batch, K)`, in descending order; those below the largest times the dtype's
@@ -64,8 +65,8 @@ def jacobian_spectrum(
         O(T * N) for a few.
 
     Raises:
-        TypeError: if an argument is of another kind, dtype or cell, or a part of the state is not
-            floating.
+        TypeError: if an argument is of another kind, dtype or cell, or a part of the state is of
+            integers.
         ValueError: if shapes don't fit one another, a lag is beyond T, there are more values than
             the state has floats, or (outside of a trace) inputs, params or state aren't finite.
 
@@ -83,7 +84,7 @@ def jacobian_spectrum(
         Halko, Martinsson and Tropp, "Finding structure with randomness", SIAM Review 53, 2011,
         algorithm 4.4 (the iteration, here from fixed vectors).
     """
-    state = checked_state(cell, params, inputs, state)
+    state = checked_state(cell, params, inputs, state, complex_too=True)
     available = size_of(state, inputs.ndim - 2)
     checked = _check.lags("lags", lags)
     if not checked:
