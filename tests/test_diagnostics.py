@@ -79,18 +79,25 @@ def test_state_gradients_are_those_of_a_disturbed_numpy_loop(row):
     np.testing.assert_allclose(got, wanted, **FLOAT64)
 
 
-def test_state_gradients_agree_with_finite_differences():
-    row = ROWS["lstm"]
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, id=row.name, marks=[] if row.name == "lstm" else [pytest.mark.slow])
+        for row in CELLS
+    ],
+)
+def test_state_gradients_agree_with_finite_differences(row):
     cell = row.make(H)
     params, inputs, state = random_problem(cell)
 
     def value(place, size):
-        (h, c), outputs = tuple(state), []
+        current, outputs = tuple(state), []
         for t, x in enumerate(inputs):
-            (h, c), _ = row.numpy_step(params, (h, c), x)
+            (h, *others), _ = row.numpy_step(params, current, x)
             if t == place[0]:
                 h = h.copy()
                 h[place[1:]] += size
+            current = (h, *others)
             outputs.append(h)
         return loss(np.stack(outputs))
 
