@@ -491,6 +491,15 @@ def test_bad_input(change, error, message):
         lyapunov_exponents(**arguments)
 
 
+def test_sixteen_bits_are_refused():
+    cell = jaxrnn.elman(3)
+    params = cell.init(jax.random.key(0), 2, dtype=jnp.bfloat16)
+    inputs = jnp.ones((5, 2), jnp.bfloat16)
+    for measure in (lyapunov_exponents, functools.partial(jacobian_spectrum, lags=[1])):
+        with pytest.raises(TypeError, match=r"state.hidden: got bfloat16\[3\], wanted float32 or"):
+            measure(cell, params, inputs)
+
+
 def test_params_that_are_not_finite_and_a_step_without_a_state():
     cell = jaxrnn.elman(3)
     params = cell.init(jax.random.key(0), 2)

@@ -66,7 +66,7 @@ def jacobian_spectrum(
 
     Raises:
         TypeError: if an argument is of another kind, dtype or cell, or a part of the state is of
-            integers.
+            integers or 16 bits.
         ValueError: if shapes don't fit one another, a lag is beyond T, there are more values than
             the state has floats, or (outside of a trace) inputs, params or state aren't finite.
 
@@ -86,7 +86,7 @@ def jacobian_spectrum(
         Knyazev, "Toward the optimal preconditioned eigensolver", SIAM Journal on Scientific
         Computing 23, 2001, section 3 (what makes it faster).
     """
-    state = checked_state(cell, params, inputs, state, complex_too=True)
+    state = checked_state(cell, params, inputs, state, factorised=True)
     available = size_of(state, inputs.ndim - 2)
     checked = _check.lags("lags", lags)
     if not checked:

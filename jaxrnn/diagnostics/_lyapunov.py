@@ -107,7 +107,7 @@ def lyapunov_exponents(
 
     Raises:
         TypeError: if an argument is of another kind, dtype or cell, or a part of the state is of
-            integers.
+            integers or 16 bits.
         ValueError: if shapes don't fit one another, there are no steps, a number is out of range,
             such as more exponents than the state has floats, or (outside of a trace) inputs, params
             or state aren't finite.
@@ -134,7 +134,7 @@ def lyapunov_exponents(
         Das, Saiki, Sander and Yorke, "Quantitative quasiperiodicity", Nonlinearity 30, 2017,
         equations 4 and 5 (the weights).
     """
-    state = checked_state(cell, params, inputs, state, complex_too=True)
+    state = checked_state(cell, params, inputs, state, factorised=True)
     length, batch_ndim = inputs.shape[0], inputs.ndim - 2
     available = size_of(state, batch_ndim)
     wanted = available

@@ -22,7 +22,7 @@ def checked_state(
     inputs: Array,
     state: PyTree | None,
     *,
-    complex_too: bool = False,
+    factorised: bool = False,
 ) -> PyTree:
     """Check what is to be unrolled, and return the state before the first step.
 
@@ -31,7 +31,8 @@ def checked_state(
         params: its parameters.
         inputs: the sequence `(T, *batch, I)`.
         state: the state before the first step; a cell makes its own if None.
-        complex_too: whether the state may be of complex numbers.
+        factorised: whether `flatten` is to make matrices of it that are factorised: then it may be
+            of complex numbers, and not of 16 bits.
 
     Returns:
         The state, whose leaves are floating (or complex) arrays `(*batch, ...)`.
@@ -50,9 +51,14 @@ def checked_state(
         state = cell.initial_state(batch_shape, dtype=inputs.dtype, params=params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = f"state{jax.tree_util.keystr(path)}"
-        if not (complex_too and jnp.iscomplexobj(leaf)):
+        if not (factorised and jnp.iscomplexobj(leaf)):
             axes = "that begins with the batch dimensions of inputs"
             _check.array(name, leaf, min_ndim=len(batch_shape), axes=axes)
+        if factorised and leaf.dtype.itemsize < 4:
+            raise TypeError(
+                f"{name}: got {_check.describe(leaf)}, wanted float32 or float64, in which "
+                "matrices can be factorised"
+            )
         check_batch(name, leaf, batch_shape)
     if isinstance(cell, Cell):
         cell.checked_state(params, state, inputs, batch_shape=batch_shape)
