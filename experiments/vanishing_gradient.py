@@ -9,7 +9,9 @@ kernel's largest singular value. For every cell exp(exponent * steps) is its typ
 largest Lyapunov exponent on the same windows. An LSTM has its memory in a second variable, the cell
 state: a change of its hidden state alone first has to pass the gates, whence the drop at the first
 step back. Trained, it keeps some cell states so large that their tanh is flat: the exponent is then
-that of a memory which nothing reads, and the gradient dies sooner. All cells start as the library
+that of a memory which nothing reads, and the gradient dies sooner. Every model is trained from
+several seeds, which draw its parameters and its text: lines, dots and numbers are the medians over
+them, bands and bars reach from the lowest to the highest. All cells start as the library
 makes them; one more LSTM starts with its forget gate wide open, since that is what decides how far
 an LSTM's gradient reaches. Of a stack of LSTMs the gradient is measured at every layer, and drawn
 as a map of layers and steps.
@@ -17,6 +19,7 @@ as a map of layers and steps.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +28,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from jax import lax
 from matplotlib.colors import LogNorm
 
 import jaxrnn
@@ -54,12 +58,13 @@ class Settings(NamedTuple):
     windows: int
     cells: tuple[str, ...]
     layers: int
+    seeds: int
 
 
 CELLS = ("logistic", "tanh", "relu", "identity", "gru", "lstm", "lstm_open")
-FULL = Settings(64, 500, 32, 100, (50, 200, 500), 32, CELLS, layers=3)
+FULL = Settings(64, 500, 32, 100, (50, 200, 500), 32, CELLS, layers=3, seeds=3)
 # Compiling takes the same time for a small cell as for a large one: hence fewer.
-QUICK = Settings(32, 200, 16, 50, (500,), 16, ("logistic", "lstm"), layers=2)
+QUICK = Settings(32, 200, 16, 50, (500,), 16, ("logistic", "lstm"), layers=2, seeds=2)
 
 
 class Model(NamedTuple):
@@ -76,7 +81,8 @@ class Model(NamedTuple):
     @property
     def network(self) -> jaxrnn.Layer:
         """The model as one layer, from characters to logits."""
-        rnns = [jaxrnn.rnn(self.cell)] * self.layers
+        # Seeds are mapped over, where the default engine gains nothing.
+        rnns = [jaxrnn.rnn(self.cell, engine=jaxrnn.scan())] * self.layers
         return jaxrnn.serial(self.embedding, *rnns, self.dense)
 
     @property
@@ -98,8 +104,9 @@ class Model(NamedTuple):
 class Profile(NamedTuple):
     """The gradient's norm in one layer, 0, 1, 2, ... steps back, and what theory says of it.
 
-    `norms` and `bound` are relative to the norm at the last step of the last layer. `bound` is None
-    for a cell that has none, `exponent` (in nats per step) where it isn't measured.
+    `norms` `(seeds, T)` and `bound` `(T,)` are relative to the norm at the last step of the last
+    layer. `bound`, the median over the seeds, is None for a cell that has none, and `exponents`
+    `(seeds,)`, in nats per step, where they aren't measured.
     """
 
     model: Model
@@ -107,7 +114,23 @@ class Profile(NamedTuple):
     trained: bool
     norms: np.ndarray
     bound: np.ndarray | None
-    exponent: float | None
+    exponents: np.ndarray | None
+
+    @property
+    def length(self) -> int:
+        """How many steps were measured."""
+        return self.norms.shape[1]
+
+    @property
+    def exponent(self) -> float | None:
+        """The median exponent."""
+        return None if self.exponents is None else float(np.median(self.exponents))
+
+    @property
+    def horizons(self) -> tuple[int, int, int]:
+        """The lowest, the median and the highest horizon of the seeds."""
+        steps = sorted(horizon(norms) for norms in self.norms)
+        return steps[0], steps[(len(steps) - 1) // 2], steps[-1]
 
     @property
     def name(self) -> str:
@@ -153,37 +176,45 @@ def windows_before(text: jax.Array, ends: jax.Array, length: int) -> jax.Array:
     return text[ends[..., None, :] + jnp.arange(-length, 1)[:, None]]
 
 
-def train(model: Model, params: Any, batches: jax.Array, key: jax.Array) -> tuple[Any, float, int]:
-    """Train a model to predict every character of windows, a batch `(T + 1, B)` each step.
+def train(
+    model: Model, params: Any, text: jax.Array, settings: Settings, keys: jax.Array
+) -> tuple[Any, np.ndarray]:
+    """Train a model from each of several parameters to predict every character of windows of text.
 
     Returns:
-        The parameters, the mean loss in bits over the last tenth of the steps, and how many steps
-        were made: fewer than there are batches if the loss ceased to be finite.
+        The parameters, and the mean losses in bits over the last tenth of the steps made: fewer
+        than all if a loss ceased to be finite.
     """
-    steps = len(batches)
+
+    def batches(key: jax.Array) -> jax.Array:
+        ends = jax.random.randint(key, (settings.batch_size,), settings.train_length, text.size)
+        return windows_before(text, ends, settings.train_length)
 
     def loss(params: Any, windows: jax.Array, key: jax.Array) -> jax.Array:
         del key
         _, logits = model.network.apply(params, None, windows[:-1])
         return jaxrnn.losses.softmax_cross_entropy(logits, windows[1:])
 
-    try:
-        result = jaxrnn.fit(
-            loss,
-            params,
-            optax.adam(LEARNING_RATE),
-            batches,
-            steps=steps,
-            key=key,
-            clip_norm=CLIP_NORM,
-            progress=False,
-        )
-    except jaxrnn.NonFiniteError as error:
-        print(f"{model.label}: {error}")
-        result = error.result
-    losses = result.losses[np.isfinite(result.losses)]
-    bits = losses[-max(1, steps // 10) :].mean() / np.log(2)
-    return result.params, float(bits), len(losses)
+    def setup(params: Any, key: jax.Array) -> tuple[Any, Any, Any]:
+        del key
+        return loss, params, optax.adam(LEARNING_RATE)
+
+    result = jaxrnn.sweep(
+        setup,
+        params,
+        batches,
+        steps=settings.steps,
+        key=keys,
+        clip_norm=CLIP_NORM,
+        progress=False,
+    )
+    bits = []
+    for number, losses in enumerate(np.asarray(result.losses)):
+        finite = losses[np.isfinite(losses)]
+        if len(finite) < len(losses):
+            print(f"{model.label}, seed {number}: stopped at step {len(finite)}, no longer finite")
+        bits.append(finite[-max(1, settings.steps // 10) :].mean() / np.log(2))
+    return result.params, np.array(bits)
 
 
 def make_norms_back(model: Model) -> Callable[[Any, jax.Array], jax.Array]:
@@ -235,17 +266,25 @@ def bound_back(model: Model, params: Any, steps: int) -> np.ndarray | None:
 
 
 def measure(
-    model: Model, trained: bool, params: Any, norms: np.ndarray, exponent: float | None
+    model: Model,
+    trained: bool,
+    params: list[Any],
+    norms: np.ndarray,
+    exponents: np.ndarray | None,
 ) -> list[Profile]:
-    """Average the norms `(T, L, B)` of all windows, and relate them to the end, layer by layer.
+    """Average each seed's norms `(seeds, T, L, B)` of all windows, and relate them to the end.
 
-    The arithmetic mean, as a training step adds the windows' gradients up, large and small.
+    The arithmetic mean, as a training step adds the windows' gradients up, large and small. There
+    is a profile for each of the L layers.
     """
     mean = norms.mean(axis=-1, dtype=np.float64)
-    bound = bound_back(model, params, len(mean))
+    relative = mean / mean[:, :1, -1:]
+    each = [bound_back(model, of_seed, norms.shape[1]) for of_seed in params]
+    bounds = [bound for bound in each if bound is not None]
+    bound = np.median(bounds, axis=0) if bounds else None
     return [
-        Profile(model, number, trained, column / mean[0, -1], bound, exponent)
-        for number, column in enumerate(mean.T, start=1)
+        Profile(model, number + 1, trained, relative[..., number], bound, exponents)
+        for number in range(mean.shape[-1])
     ]
 
 
@@ -258,10 +297,15 @@ def horizon(norms: np.ndarray) -> int:
     return int(below.argmax()) - 1 if below.any() else len(norms) - 1
 
 
-def horizon_text(norms: np.ndarray) -> str:
-    """Return the horizon as text, with a sign where it is only known to lie beyond the start."""
-    steps = horizon(norms)
-    return f">= {steps}" if steps == len(norms) - 1 else str(steps)
+def horizon_text(steps: int, length: int) -> str:
+    """Return a horizon as text, with a sign where it is only known to lie beyond the start."""
+    return f">= {steps}" if steps == length - 1 else str(steps)
+
+
+def horizons_text(profile: Profile) -> str:
+    """Return the median horizon as text, and how far the seeds are apart."""
+    low, middle, high = (horizon_text(steps, profile.length) for steps in profile.horizons)
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def predicted_horizon(exponent: float, length: int) -> int:
@@ -271,40 +315,48 @@ def predicted_horizon(exponent: float, length: int) -> int:
     return min(length - 1, int(np.log(LEVEL) / exponent))
 
 
-def table_row(profile: Profile, bits: float | None) -> dict[str, Any]:
-    """Return one row of the table."""
-    norms, bound = profile.norms, profile.bound
-    reaches = len(norms) > STEPS_BACK
+def table_row(profile: Profile, bits: np.ndarray | None) -> dict[str, Any]:
+    """Return one row of the table: medians over the seeds, and what their spread is."""
+    norms, bound, exponents = profile.norms, profile.bound, profile.exponents
+    reaches = profile.length > STEPS_BACK
     return {
         "cell": profile.label,
-        "length": len(norms),
+        "length": profile.length,
         "when": _when(profile.trained),
-        "horizon": horizon_text(norms),
+        "horizon": horizons_text(profile),
         "exponent": "" if profile.exponent is None else profile.exponent,
+        "+-": "" if exponents is None else _half_range(exponents),
         "horizon by it": ""
         if profile.exponent is None
-        else predicted_horizon(profile.exponent, len(norms)),
-        f"gradient {STEPS_BACK} back": float(norms[STEPS_BACK]) if reaches else "",
+        else predicted_horizon(profile.exponent, profile.length),
+        f"gradient {STEPS_BACK} back": float(np.median(norms[:, STEPS_BACK])) if reaches else "",
         f"bound {STEPS_BACK} back": float(bound[STEPS_BACK])
         if reaches and bound is not None
         else "",
-        "bits per character": "" if bits is None else bits,
+        "bits per character": "" if bits is None else float(np.median(bits)),
+        "bits +-": "" if bits is None else _half_range(bits),
     }
 
 
+def _half_range(values: np.ndarray) -> float:
+    return float(np.ptp(values) / 2)
+
+
 def curve_rows(profile: Profile) -> list[dict[str, Any]]:
-    """Return one row for each step back."""
-    bound = [""] * len(profile.norms) if profile.bound is None else profile.bound
+    """Return one row for each seed and step back."""
+    bound = [""] * profile.length if profile.bound is None else profile.bound
     return [
         {
             "cell": profile.name,
-            "length": len(profile.norms),
+            "length": profile.length,
             "when": _when(profile.trained),
+            "seed": seed,
             "steps_back": steps,
             "gradient": float(norm),
             "bound": limit,
         }
-        for steps, (norm, limit) in enumerate(zip(profile.norms, bound, strict=True))
+        for seed, norms in enumerate(profile.norms)
+        for steps, (norm, limit) in enumerate(zip(norms, bound, strict=True))
     ]
 
 
@@ -314,14 +366,17 @@ def _when(trained: bool) -> str:
 
 def print_summary(before: list[Profile], after: list[Profile]) -> None:
     """Say in words what training did to each horizon."""
-    length = len(before[0].norms)
+    length = before[0].length
     print(f"\nSteps back with {LEVEL:.0%} of the gradient or more, in windows of {length}:")
     for old, new in zip(before, after, strict=True):
-        change = np.sign(horizon(new.norms) - horizon(old.norms))
-        verdict = {-1: "shorter", 0: "the same", 1: "longer"}[int(change)]
+        verdict = "as far, within the seeds' spread"
+        if new.horizons[-1] < old.horizons[0]:
+            verdict = "shorter"
+        elif new.horizons[0] > old.horizons[-1]:
+            verdict = "longer"
         print(
-            f"  {old.label:<16} {horizon_text(old.norms):>6} at initialisation, "
-            f"{horizon_text(new.norms):>6} after training: {verdict}"
+            f"  {old.label:<16} {horizons_text(old):>16} at initialisation, "
+            f"{horizons_text(new):>16} after training: {verdict}"
         )
     print()
 
@@ -349,6 +404,9 @@ def picture(
         )
         _draw_norms(left, before, "At initialisation")
         _draw_norms(middle, after, "After training on text")
+        seeds = len(before[0].norms)
+        if seeds > 1:
+            left.set_title(f"bands: all of {seeds} seeds", loc="right", fontsize=9)
         left.set_ylabel("gradient, relative to the last step's")
         middle.sharey(left)
         middle.tick_params(labelleft=False)
@@ -370,12 +428,15 @@ def picture(
 
 
 def _draw_norms(axes: Any, profiles: list[Profile], title: str) -> None:
-    length = len(profiles[0].norms)
+    length = profiles[0].length
     for number, profile in enumerate(profiles):
         color = profile.model.color
-        # Cut where it leaves the panel: a gradient of 0 has no logarithm.
-        shown = np.where(profile.norms > 0, profile.norms, np.nan)
-        axes.plot(shown, color=color, linestyle=profile.model.linestyle, label=profile.label)
+        # A gradient of 0 has no logarithm, and goes below the panel.
+        shown = np.where(profile.norms > 0, profile.norms, FLOOR / 10)
+        middle = np.median(shown, axis=0)
+        axes.plot(middle, color=color, linestyle=profile.model.linestyle, label=profile.label)
+        low, high = shown.min(axis=0), shown.max(axis=0)
+        axes.fill_between(range(length), low, high, color=color, alpha=0.2, linewidth=0)
         if profile.bound is not None:
             # Bounds that coincide share the line: each draws its dashes in the others' gaps.
             dashes = (5 * number, (5, 15))
@@ -389,6 +450,8 @@ def _draw_norms(axes: Any, profiles: list[Profile], title: str) -> None:
     black: dict[str, Any] = {"color": "black", "linewidth": 1.2}
     axes.plot([], [], linestyle="--", label=r"bound $(\gamma\|W\|)^k$", **black)
     axes.plot([], [], "x", markersize=5, label=r"Lyapunov exponent, $e^{\lambda k}$", **black)
+    if any(profile.model.marker == "+" for profile in profiles):
+        axes.plot([], [], "+", markersize=6, label='the same of "LSTM, open"', **black)
     axes.axhline(LEVEL, color="black", linewidth=0.8, linestyle=":")
     axes.text(length, LEVEL * 1.2, f"{LEVEL:.0%}", ha="right", fontsize=9)
     axes.set_yscale("log")
@@ -399,7 +462,7 @@ def _draw_norms(axes: Any, profiles: list[Profile], title: str) -> None:
 
 
 def _draw_map(axes: Any, layers: list[Profile], title: str) -> Any:
-    norms = np.stack([profile.norms for profile in layers])
+    norms = np.stack([np.median(profile.norms, axis=0) for profile in layers])
     image = axes.imshow(
         # A gradient of 0 has no logarithm, and is as good as one below the floor.
         np.maximum(norms, FLOOR / 10),
@@ -419,20 +482,23 @@ def _draw_map(axes: Any, layers: list[Profile], title: str) -> Any:
 def _draw_horizons(axes: Any, before: list[Profile], after: list[Profile]) -> None:
     for place, (old, new) in enumerate(zip(before, after, strict=True)):
         color = old.model.color
-        steps = [max(1, horizon(profile.norms)) for profile in (old, new)]
-        axes.plot(steps, [place, place], color=color, linewidth=1.5, alpha=0.5)
-        for profile, step, filled in [(old, steps[0], False), (new, steps[1], True)]:
-            axes.plot(
+        spans = [np.maximum(profile.horizons, 1) for profile in (old, new)]
+        axes.plot([span[1] for span in spans], [place, place], color=color, alpha=0.3)
+        for profile, span, filled in [(old, spans[0], False), (new, spans[1], True)]:
+            low, step, high = span
+            axes.errorbar(
                 step,
                 place,
-                "o",
+                xerr=[[step - low], [high - step]],
+                capsize=4,
+                fmt="o",
                 color=color,
                 markerfacecolor=color if filled else "white",
                 markersize=8,
                 clip_on=False,
             )
             axes.annotate(
-                horizon_text(profile.norms).replace(">=", "≥"),
+                horizon_text(profile.horizons[1], profile.length).replace(">=", "≥"),
                 (step, place),
                 (0, -9 if filled else 9),
                 textcoords="offset points",
@@ -444,7 +510,7 @@ def _draw_horizons(axes: Any, before: list[Profile], after: list[Profile]) -> No
     axes.set_xscale("log")
     ticks = [1, 10, 100]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set_xlim(1, len(before[0].norms))
+    axes.set_xlim(1, before[0].length)
     axes.set_ylim(len(before) - 0.4, -0.6)
     axes.set_yticks(range(len(before)), [profile.label for profile in before])
     axes.grid(False, axis="y")
@@ -458,46 +524,53 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="PATH",
         help="a UTF-8 text; without one, the sources of Python's standard library",
     )
+    parser.add_argument("--seeds", type=_common.positive(int), help="how many, at once")
     options = parser.parse_args(arguments)
     settings = QUICK if options.quick else FULL
+    if options.seeds is not None:
+        settings = settings._replace(seeds=options.seeds)
 
     codes, vocabulary = _common.encode(_common.read_text(options.text))
     text, held_out = split(codes, max(settings.lengths))
     print(f"{len(codes):,} characters, {len(vocabulary)} different; the last tenth is held out.")
 
-    ends_key, batch_key, init_key, train_key = jax.random.split(jax.random.key(options.seed), 4)
+    ends_key, init_key, train_key = jax.random.split(jax.random.key(options.seed), 3)
+    # Every model has the same seeds, and so is trained on the same text.
+    init_keys, train_keys = (jax.random.split(key, settings.seeds) for key in (init_key, train_key))
     # All lengths share their ends, so that only how far they look back differs.
     ends = jax.random.randint(ends_key, (settings.windows,), max(settings.lengths), held_out.size)
     windows = [windows_before(held_out, ends, length) for length in settings.lengths]
-    # Every model is trained on the same batches.
-    ends = jax.random.randint(
-        batch_key, (settings.steps, settings.batch_size), settings.train_length, text.size
-    )
-    batches = windows_before(text, ends, settings.train_length)
 
     models = make_models(settings.hidden_size, len(vocabulary))
     models = [model for model in models if model.name in settings.cells]
     stack = make_stack(settings.hidden_size, len(vocabulary), settings.layers)
 
-    def examine(model: Model) -> tuple[list[Profile], list[Profile], float]:
-        initial = model.network.init(init_key)
-        params, loss, steps = train(model, initial, batches, train_key)
+    def examine(model: Model) -> tuple[list[Profile], list[Profile], np.ndarray]:
+        initial = jax.jit(lambda keys: lax.map(model.network.init, keys))(init_keys)
+        trained, bits = train(model, initial, text, settings, train_keys)
         norms_back, exponent = make_norms_back(model), make_exponent(model)
 
-        def profiles(trained: bool, params: Any) -> list[Profile]:
+        def profiles(trained: bool, stacked: Any) -> list[Profile]:
+            seeds = [jax.tree.map(itemgetter(n), stacked) for n in range(settings.seeds)]
             # The longest windows tell the exponent best.
-            rate = float(exponent(params, windows[-1])) if model.layers == 1 else None
+            rates = None
+            if model.layers == 1:
+                rates = np.array([exponent(params, windows[-1]) for params in seeds])
             return [
                 profile
                 for w in windows
                 for profile in measure(
-                    model, trained, params, np.asarray(norms_back(params, w)), rate
+                    model,
+                    trained,
+                    seeds,
+                    np.stack([norms_back(params, w) for params in seeds]),
+                    rates,
                 )
             ]
 
-        before, after = profiles(False, initial), profiles(True, params)
-        print(f"{model.label}: {steps} steps, {loss:.2f} bits per character", flush=True)
-        return before, after, loss
+        before, after = profiles(False, initial), profiles(True, trained)
+        print(f"{model.label}: {np.median(bits):.2f} bits per character", flush=True)
+        return before, after, bits
 
     # Most of the time goes into compiling, which runs on one core: two models at once use two. The
     # stack takes longest, and so begins.
@@ -505,21 +578,22 @@ def main(arguments: list[str] | None = None) -> None:
         stacked, *results = pool.map(examine, [stack, *models])
 
     rows = [
-        table_row(profile, loss if profile.trained else None)
-        for old, new, loss in [*results, stacked]
+        table_row(profile, bits if profile.trained else None)
+        for old, new, bits in [*results, stacked]
         for pair in zip(old, new, strict=True)
         for profile in pair
     ]
     print()
     _common.print_table(rows)
     print(
+        f"Medians of {settings.seeds} seeds, with the lowest and highest; +- is half the range. "
         "A gradient of 0 is too small for float32. Norms are means over windows of held-out text, "
         "which those windows rule where it reaches farthest; exponents, in nats per step, are what "
         "is typical."
     )
 
     def longest(profiles: list[Profile]) -> list[Profile]:
-        return [profile for profile in profiles if len(profile.norms) == max(settings.lengths)]
+        return [profile for profile in profiles if profile.length == max(settings.lengths)]
 
     before = [profile for old, _, _ in results for profile in longest(old)]
     after = [profile for _, new, _ in results for profile in longest(new)]

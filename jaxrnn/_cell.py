@@ -380,8 +380,8 @@ def noisy(inputs: Any, noise: PyTree) -> Any:
     return inputs if noise is None else NoisyInputs(inputs, noise)
 
 
-def hidden_part(cell: Cell, state: PyTree) -> Any:
-    """Return the hidden state, or what a pytree like the state has in its place.
+def hidden_part(cell: Any, state: PyTree) -> Any:
+    """Return the hidden state, or what a pytree like a cell's or a bare step's has in its place.
 
     It is the field `hidden` of the state, or the state itself if that is a single array.
     """
@@ -390,8 +390,8 @@ def hidden_part(cell: Cell, state: PyTree) -> Any:
     leaves = jax.tree.leaves(state)
     if len(leaves) != 1:
         raise ValueError(
-            f"cell: got {cell.name}, whose state is {_check.describe(state)}, wanted a state of "
-            "one array or with a field named hidden"
+            f"cell: got {getattr(cell, 'name', 'a step')}, whose state is "
+            f"{_check.describe(state)}, wanted a state of one array or with a field named hidden"
         )
     return leaves[0]
 

@@ -9,16 +9,16 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell, checked_cell, hidden_part, with_hidden
+from jaxrnn._cell import Cell, hidden_part, with_hidden
 from jaxrnn.diagnostics import lyapunov_exponents, state_gradients
-from jaxrnn.diagnostics._tangents import checked_state
+from jaxrnn.diagnostics._tangents import Step, checked_state, step_of
 
 __all__ = ["flossing", "pascanu"]
 
 
 def pascanu(
     loss: Callable[[Any], Float[Array, ""]],
-    cell: Cell,
+    cell: Cell | Step,
     params: PyTree,
     inputs: Float[Array, "T *batch I"],
     state: PyTree | None = None,
@@ -35,7 +35,8 @@ def pascanu(
 
     Args:
         loss: `outputs -> scalar`, of the outputs `(T, *batch, H)`.
-        cell: the cell. Its hidden state is the field `hidden` of its state, or the state itself if
+        cell: the cell, or a bare function `(params, state, inputs) -> (state, output)`. Its hidden
+            state is the field `hidden` of its state, or the state itself if
             that is a single array; another part, such as an LSTM's cell state, is held.
         params: its parameters.
         inputs: the sequence `(T, *batch, I)`.
@@ -64,18 +65,17 @@ def pascanu(
         Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks",
         2013, equations 9 and 10.
     """
-    checked_cell("cell", cell)
     state = checked_state(cell, params, inputs, state)
     if len(inputs) == 0:
         raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted at least one step")
     gradients = lax.stop_gradient(state_gradients(loss, cell, params, inputs, state))
-    given = lax.stop_gradient(params)
+    given, step = lax.stop_gradient(params), step_of(cell)
 
     def body(state, inputs_and_gradient):
         inputs, gradient = inputs_and_gradient
 
         def hidden_after(hidden):
-            after, _ = cell.step(params, with_hidden(state, hidden), inputs)
+            after, _ = step(params, with_hidden(state, hidden), inputs)
             return hidden_part(cell, after)
 
         _, backward = jax.vjp(hidden_after, hidden_part(cell, state))
@@ -83,16 +83,16 @@ def pascanu(
         arrived = _norms(gradient)
         reached = arrived > 0
         change = jnp.where(reached, passed, 1) / jnp.where(reached, arrived, 1) - 1
-        return cell.step(given, state, inputs)[0], jnp.square(change)
+        return step(given, state, inputs)[0], jnp.square(change)
 
     # The pairs begin with the state after the first step.
-    state = lax.stop_gradient(cell.step(given, state, inputs[0])[0])
+    state = lax.stop_gradient(step(given, state, inputs[0])[0])
     _, changes = lax.scan(body, state, (inputs[1:], gradients[1:]))
     return jnp.mean(jnp.sum(changes, axis=0))
 
 
 def flossing(
-    cell: Cell,
+    cell: Cell | Step,
     params: PyTree,
     inputs: Float[Array, "T *batch I"],
     state: PyTree | None = None,
@@ -110,7 +110,7 @@ def flossing(
     the sum over the exponents rather than their mean.
 
     Args:
-        cell: the cell.
+        cell: the cell, or a bare function `(params, state, inputs) -> (state, output)`.
         params: its parameters.
         inputs: the sequence `(T, *batch, I)`, which need not be as long as those trained on.
         state: the state before the first step; `cell.initial_state` if None.

@@ -79,18 +79,25 @@ def test_state_gradients_are_those_of_a_disturbed_numpy_loop(row):
     np.testing.assert_allclose(got, wanted, **FLOAT64)
 
 
-def test_state_gradients_agree_with_finite_differences():
-    row = ROWS["lstm"]
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, id=row.name, marks=[] if row.name == "lstm" else [pytest.mark.slow])
+        for row in CELLS
+    ],
+)
+def test_state_gradients_agree_with_finite_differences(row):
     cell = row.make(H)
     params, inputs, state = random_problem(cell)
 
     def value(place, size):
-        (h, c), outputs = tuple(state), []
+        current, outputs = tuple(state), []
         for t, x in enumerate(inputs):
-            (h, c), _ = row.numpy_step(params, (h, c), x)
+            (h, *others), _ = row.numpy_step(params, current, x)
             if t == place[0]:
                 h = h.copy()
                 h[place[1:]] += size
+            current = (h, *others)
             outputs.append(h)
         return loss(np.stack(outputs))
 
@@ -508,6 +515,12 @@ def test_bad_input(measure, change, error, message):
     }
     with pytest.raises(error, match=message):
         measure(**arguments)
+
+
+def test_a_bare_steps_state_must_have_the_inputs_batch():
+    params, inputs = random_problem_specs()
+    with pytest.raises(ValueError, match=r"state.hidden: got float32\[4, 3\], .* with \[2\], the"):
+        state_gradients(loss, step, params, inputs, initial_hidden((4,), "float32"))
 
 
 def test_a_state_without_a_hidden_part_is_refused():

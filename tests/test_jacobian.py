@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn.diagnostics import jacobian_spectrum
+from jaxrnn.diagnostics import _jacobian, jacobian_spectrum
 from tests.cells import CELLS, DEEP, complex_step_gradient
 from tests.problems import problem
 from tests.tolerances import FLOAT64
@@ -89,6 +89,30 @@ def test_a_few_values_where_the_block_would_be_the_whole_state(float64):
     everything = jacobian_spectrum(cell, params, inputs, state, lags=[2])
     few = jacobian_spectrum(cell, params, inputs, state, lags=[2], num_values=2)
     np.testing.assert_allclose(few, everything[..., :2], **FLOAT64)
+
+
+def crowded():
+    """A linear network of 100 units, and its singular values, which are close together."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.normal(size=(100, 100)))[0] for _ in range(2))
+    values = np.linspace(1, 0.99, 100)
+    cell = jaxrnn.elman(100, activation=jax.nn.identity, use_bias=False)
+    kernel = array(left @ np.diag(values) @ right)
+    return cell, jaxrnn.ElmanParams(array(np.zeros((1, 100))), kernel, None), values
+
+
+def test_values_that_are_close_together_are_told_apart(float64):
+    cell, params, values = crowded()
+    got = jacobian_spectrum(cell, params, array(np.zeros((1, 1))), lags=[1], num_values=3)
+    np.testing.assert_allclose(got[0], values[:3], rtol=1e-12)
+
+
+def test_values_that_do_not_stand_still_are_not_given(float64, monkeypatch):
+    monkeypatch.setattr(_jacobian, "_PASSES", 4)
+    # Another number of steps than elsewhere, so that nothing compiled before is taken.
+    cell, params, _ = crowded()
+    got = jacobian_spectrum(cell, params, array(np.zeros((2, 1))), lags=[2], num_values=3)
+    assert np.isnan(got).all()
 
 
 @pytest.mark.parametrize("num_values", [None, 2])

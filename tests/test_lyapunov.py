@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn.diagnostics import entropy_rate, kaplan_yorke_dimension, lyapunov_exponents
+from jaxrnn.diagnostics import (
+    entropy_rate,
+    jacobian_spectrum,
+    kaplan_yorke_dimension,
+    lyapunov_exponents,
+)
 from jaxrnn.diagnostics._tangents import fixed_basis
 from tests.cells import CELLS, DEEP, complex_step_gradient, innermost
 from tests.problems import problem
@@ -361,6 +366,25 @@ def test_a_bare_step_and_a_state_of_mixed_shapes(float64):
     np.testing.assert_allclose(got.exponents, wanted, atol=1e-10)
 
 
+def turned(params, state, inputs):
+    """Turn complex numbers and stretch them, each by one complex factor."""
+    return params * state + inputs, state.real
+
+
+def test_a_complex_state_is_two_real_ones(float64):
+    factors: Any = array([0.5j, 2 * np.exp(0.3j), -1.0])
+    state = array(np.ones((2, 3), complex))
+    got = lyapunov_exponents(turned, factors, nothing(60, 2), state, burn_in=40)
+    wanted = np.log([2, 2, 1, 1, 0.5, 0.5])
+    np.testing.assert_allclose(got.exponents, [wanted, wanted], atol=1e-9)
+    values = jacobian_spectrum(turned, factors, nothing(5, 2), state, lags=[3])[0]
+    np.testing.assert_allclose(values, [np.exp(3 * wanted)] * 2, rtol=1e-12)
+    with pytest.raises(ValueError, match="params: got NaN or infinity"):
+        lyapunov_exponents(turned, factors * np.nan, nothing(60, 2), state)
+    with pytest.raises(ValueError, match=r"state: got complex128\[3\], wanted .* \[2\]"):
+        lyapunov_exponents(turned, factors, nothing(60, 2), state[0])
+
+
 @pytest.mark.slow
 def test_derivatives_are_finite_differences(float64):
     cell = jaxrnn.elman(3)
@@ -374,6 +398,23 @@ def test_derivatives_are_finite_differences(float64):
     value, slope = jax.jit(largest), jax.jit(jax.grad(largest))
     wanted = (value(1 + size) - value(1 - size)) / (2 * size)
     np.testing.assert_allclose(slope(1.0), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_derivatives_where_tangents_are_almost_parallel(float64, size):
+    # 1e10 between the stretches of one step: Cholesky's factorisation fails, Householder's doesn't.
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0]
+    stretches = np.array([1e5, 1.0, 1e-5, 1e-5])[-size:]
+    cell, params = linear(basis @ np.diag(stretches) @ basis.T)
+
+    def total(scale):
+        scaled = params._replace(recurrent_kernel=scale * params.recurrent_kernel)
+        return lyapunov_exponents(cell, scaled, nothing(20)).exponents.sum()
+
+    # Every exponent grows by the scale's logarithm.
+    np.testing.assert_allclose(jax.grad(total)(2.0), size / 2, rtol=1e-6)
+    many = jax.vmap(jax.grad(total))(array([1.0, 2.0]))
+    np.testing.assert_allclose(many, [size, size / 2], rtol=1e-6)
 
 
 # What follows from the exponents ------------------------------------------------------------------
@@ -415,7 +456,11 @@ def test_dimension_and_entropy(exponents, dimension, rate):
         ({"weighted": 1}, TypeError, "weighted: got int 1"),
         ({"cell": "lstm"}, TypeError, "cell: got str 'lstm', wanted a jaxrnn.Cell or a function"),
         ({"cell": jaxrnn.gru(3)}, TypeError, "params: got LSTMParams"),
-        ({"inputs": np.ones((0, 2, 2), np.float32)}, ValueError, "burn_in: got 0 for inputs of 0"),
+        (
+            {"inputs": np.ones((0, 2, 2), np.float32)},
+            ValueError,
+            "inputs: got .* at least one step",
+        ),
         ({"inputs": np.full((5, 2, 2), np.nan, np.float32)}, ValueError, "inputs: got NaN or inf"),
         ({"inputs": np.ones((5, 2, 2), int)}, TypeError, "inputs: got int64"),
         ({"inputs": np.ones((2,), np.float32)}, ValueError, r"inputs: got float32\[2\]"),
@@ -444,6 +489,15 @@ def test_bad_input(change, error, message):
     }
     with pytest.raises(error, match=message):
         lyapunov_exponents(**arguments)
+
+
+def test_sixteen_bits_are_refused():
+    cell = jaxrnn.elman(3)
+    params = cell.init(jax.random.key(0), 2, dtype=jnp.bfloat16)
+    inputs = jnp.ones((5, 2), jnp.bfloat16)
+    for measure in (lyapunov_exponents, functools.partial(jacobian_spectrum, lags=[1])):
+        with pytest.raises(TypeError, match=r"state.hidden: got bfloat16\[3\], wanted float32 or"):
+            measure(cell, params, inputs)
 
 
 def test_params_that_are_not_finite_and_a_step_without_a_state():

@@ -82,6 +82,17 @@ def test_pascanus_penalty_is_a_mean_over_the_batch(row):
     np.testing.assert_allclose(together, np.mean(each), **FLOAT32)
 
 
+@pytest.mark.parametrize("name", ["pascanu", "flossing"])
+def test_a_bare_steps_penalty_is_its_cells(name):
+    cell = jaxrnn.elman(H)
+    arguments = problem(cell)
+    penalty = getattr(regularizers, name)
+    if name == "pascanu":
+        penalty = functools.partial(penalty, last)
+    wanted = penalty(cell, *arguments)
+    np.testing.assert_allclose(penalty(cell.step, *arguments), wanted, **FLOAT32)
+
+
 @pytest.mark.slow
 def test_no_gradient_no_penalty():
     cell = jaxrnn.elman(H)

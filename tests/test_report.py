@@ -188,6 +188,49 @@ def test_it_names_the_planted_fault_and_the_remedy_helps(broken):
         assert finding.after.steps > 2 * finding.before.steps
 
 
+NAMES = {"kernel": "W", "recurrent_kernel": "U", "bias": "b", "recurrent_bias": "c"}
+
+
+def renamed(params) -> Any:
+    """Return a cell's parameters as a dictionary, with names that the library doesn't know."""
+    return {NAMES[name]: leaf for name, leaf in params._asdict().items() if leaf is not None}
+
+
+@pytest.mark.parametrize("broken", rows(row for row in BROKEN if row.layer == 0))
+def test_it_names_the_fault_of_a_bare_step_with_parameters_of_other_names(broken):
+    loss, cell, params, inputs = arguments(broken)
+    if isinstance(cell, jaxrnn.Layer):
+        return
+
+    def step(given, state, x):
+        fields = {name: given[other] for name, other in NAMES.items() if other in given}
+        return cell.step(params._replace(**fields), state, x)
+
+    state = cell.initial_state((4,))
+    found = report(loss, step, renamed(params), inputs, state, write=None)
+    assert found.cause == broken.cause
+
+
+def test_a_readout_is_no_recurrent_kernel_nor_a_leak_a_flat_activation():
+    """A leaky network whose step reads its state out, too, by a square matrix."""
+
+    def step(params, hidden, x):
+        hidden = 0.9 * hidden + 0.1 * jnp.tanh(x @ params["W"] + hidden @ params["U"])
+        return hidden, jax.jit(jnp.matmul)(hidden, params["readout"])
+
+    rng = np.random.default_rng(0)
+    params = {
+        "W": jnp.float32(rng.normal(size=(I, H))),
+        "U": jnp.float32(-8 * np.eye(H)),
+        "readout": jnp.float32(rng.normal(size=(H, H))),
+    }
+    inputs = normal(rng, 60, 0.1)
+    found = report(last, step, params, inputs, jnp.zeros((4, H)), write=None)
+    finding: Any = found.findings[0]
+    assert finding.cause == "spectral radius too large"
+    assert finding.after.steps > 2 * finding.before.steps
+
+
 @pytest.mark.parametrize("healthy", rows(HEALTHY))
 def test_it_finds_no_fault_where_there_is_none(healthy):
     found = report(*arguments(healthy), write=None)
@@ -302,5 +345,7 @@ def test_bad_input():
     for change, error, message in changes:
         with pytest.raises(error, match=message):
             report(**{**good, **change})
+    with pytest.raises(TypeError, match=r"params: got traced arrays, .* outside of jit"):
+        jax.jit(lambda params: report(**{**good, "params": params}).layers[0].norms)(params)
     nothing = report(lambda outputs: 0 * outputs.sum(), cell, params, inputs, write=None)
     assert nothing.cause == "no gradient"

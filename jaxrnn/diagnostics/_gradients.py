@@ -141,7 +141,7 @@ def gradient_norms(
     Returns:
         The norms `(T,)`, and of a layer `(T, L)` with a column for each cell that it runs, as
         `gradient_horizon` takes them. By unit, what `state_gradients` returns without the batch
-        dimensions, `(T, H)` each.
+        dimensions, `(T, H)` each. Memory is O(T).
 
     Raises:
         TypeError: as `state_gradients`.

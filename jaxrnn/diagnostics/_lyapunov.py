@@ -88,10 +88,12 @@ def lyapunov_exponents(
         cell: the cell, or a bare function `(params, state, inputs) -> (state, output)`.
         params: its parameters.
         inputs: the sequence `(T, *batch, I)` that drives it; zeros for an autonomous network.
-        state: the state before the first step, a pytree of floating arrays `(*batch, ...)`;
-            `cell.initial_state` if None. Sequences of a batch may start in different ones.
+        state: the state before the first step, a pytree of floating or complex arrays
+            `(*batch, ...)`; `cell.initial_state` if None. Sequences of a batch may start in
+            different ones.
         num_exponents: K, how many of the leading exponents to find; all N if None, where N is the
-            number of floats that one sequence's state holds, 2 * H for an LSTM.
+            number of floats that one sequence's state holds, 2 * H for an LSTM. A complex number is
+            two, its real and imaginary part.
         burn_in: how many steps to run first, state and tangents, without measuring.
         qr_every: how many steps to go between factorisations. More than 1 saves time; too many lose
             the smaller exponents, as the tangents all turn to the leading direction.
@@ -104,11 +106,11 @@ def lyapunov_exponents(
         A `LyapunovSpectrum`. Memory is O(K * (N + T / qr_every)) a sequence.
 
     Raises:
-        TypeError: if an argument is of another kind, dtype or cell, or a part of the state is not
-            floating.
-        ValueError: if shapes don't fit one another, a number is out of range, such as more
-            exponents than the state has floats, or (outside of a trace) inputs, params or state
-            aren't finite.
+        TypeError: if an argument is of another kind, dtype or cell, or a part of the state is of
+            integers or 16 bits.
+        ValueError: if shapes don't fit one another, there are no steps, a number is out of range,
+            such as more exponents than the state has floats, or (outside of a trace) inputs, params
+            or state aren't finite.
 
     Example:
         A linear cell's exponents are the logarithms of its eigenvalues' moduli:
@@ -132,7 +134,7 @@ def lyapunov_exponents(
         Das, Saiki, Sander and Yorke, "Quantitative quasiperiodicity", Nonlinearity 30, 2017,
         equations 4 and 5 (the weights).
     """
-    state = checked_state(cell, params, inputs, state)
+    state = checked_state(cell, params, inputs, state, factorised=True)
     length, batch_ndim = inputs.shape[0], inputs.ndim - 2
     available = size_of(state, batch_ndim)
     wanted = available
@@ -143,6 +145,8 @@ def lyapunov_exponents(
             f"num_exponents: got {wanted}, wanted at most {available}, the number of floats in "
             "one sequence's state"
         )
+    if length == 0:
+        raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted at least one step")
     burn_in = _check.size("burn_in", burn_in, least=0)
     if burn_in >= length:
         raise ValueError(f"burn_in: got {burn_in} for inputs of {length} steps, wanted fewer")
@@ -269,6 +273,7 @@ def _run(params, state, inputs, *, cell, count, burn_in, qr_every, tolerance, we
     return _spectrum(stretches[measured], steps[measured], tolerance, weighted=weighted)
 
 
+@jax.custom_jvp
 def _orthonormalise(
     tangents: Float[Array, "K *batch N"],
 ) -> tuple[Float[Array, "K *batch N"], Float[Array, "*batch K"]]:
@@ -295,6 +300,30 @@ def _orthonormalise(
 
     rows, logs = lax.cond(regular, second, householder, first)
     return jnp.moveaxis(rows, -2, 0), logs
+
+
+@_orthonormalise.defjvp
+def _orthonormalise_jvp(primals, tangents):
+    """Differentiate the factorisation, whichever way it was done.
+
+    JAX's own derivative would pass through Cholesky's, too, where that has failed, and be no
+    number. With `rows = lower @ basis`, and `basis @ basis.T` the identity,
+
+        inverse(lower) @ d_rows @ basis.T = inverse(lower) @ d_lower + d_basis @ basis.T
+
+    whose first part is lower triangular and whose second is antisymmetric, which tells them apart.
+    """
+    vectors, logs = _orthonormalise(*primals)
+    rows, d_rows, basis = (jnp.moveaxis(each, 0, -2) for each in (*primals, *tangents, vectors))
+    product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    lower = product(rows, jnp.swapaxes(basis, -1, -2))
+    solved = lax.linalg.triangular_solve(lower, d_rows, left_side=True, lower=True)
+    both = product(solved, jnp.swapaxes(basis, -1, -2))
+    above = jnp.triu(both, 1)
+    triangular = jnp.tril(both) + jnp.swapaxes(above, -1, -2)
+    d_logs = jnp.diagonal(both, axis1=-2, axis2=-1)
+    d_vectors = jnp.moveaxis(solved - product(triangular, basis), -2, 0)
+    return (vectors, logs), (d_vectors, d_logs)
 
 
 def _gram(rows: Float[Array, "*batch K N"]) -> Float[Array, "*batch K K"]:

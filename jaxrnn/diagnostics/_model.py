@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
-from jaxrnn.diagnostics._tangents import Step, finite, step_of
+from jaxrnn.diagnostics._tangents import Step, check_batch, finite, step_of
 from jaxrnn.layers import Layer
 from jaxrnn.layers._layer import no_state
 from jaxrnn.wrappers._compute_dtype import computing_in
@@ -32,6 +33,11 @@ def checked_model(model: Model, params: PyTree, inputs: Array, state: PyTree | N
             )
         if state is None:
             raise TypeError("state: got None, wanted a state, as a bare step makes none")
+        _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+            # A counter of steps need not have a batch.
+            if jnp.issubdtype(leaf.dtype, jnp.inexact):
+                check_batch(f"state{jax.tree_util.keystr(path)}", leaf, inputs.shape[1:-1])
     for name, tree in (("params", params), ("inputs", inputs), ("state", state)):
         finite(name, tree)
     return model

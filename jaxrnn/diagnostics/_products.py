@@ -40,6 +40,62 @@ def with_products(
     return replaced
 
 
+def factors_of_state(
+    function: Callable[[PyTree, PyTree], PyTree], params: PyTree, state: PyTree
+) -> list[int]:
+    """Return which leaves of the parameters a state is multiplied with on its way to the result.
+
+    Args:
+        function: `(params, state) -> result`.
+        params: its first argument.
+        state: its second one.
+
+    Returns:
+        The leaves' numbers, of matrix products of something that depends on the state with
+        something that depends on one leaf alone, and not on the state.
+    """
+    jaxpr = jax.make_jaxpr(function)(params, state).jaxpr
+    count = len(jax.tree.leaves(params))
+    sources = [frozenset({min(number, count)}) for number in range(len(jaxpr.invars))]
+    found: set[int] = set()
+    _follow(jaxpr, sources, [True] * len(jaxpr.outvars), count, found)
+    return sorted(found)
+
+
+def _follow(
+    jaxpr: Any, sources: list[frozenset[int]], wanted: list[bool], state: int, found: set[int]
+) -> list[frozenset[int]]:
+    """Return which leaves a jaxpr's outputs depend on, where the number `state` is the state's.
+
+    What no wanted output depends on is left out: a step's readout is no way into the next state.
+    """
+    known = dict(zip(jaxpr.invars, sources, strict=True))
+    live = {id(atom) for atom, flag in zip(jaxpr.outvars, wanted, strict=True) if flag}
+    equations = []
+    for equation in reversed(jaxpr.eqns):
+        if any(id(variable) in live for variable in equation.outvars):
+            live |= {id(atom) for atom in equation.invars}
+            equations.append(equation)
+
+    def source(atom: Any) -> frozenset[int]:
+        return frozenset() if isinstance(atom, jex_core.Literal) else known.get(atom, frozenset())
+
+    for equation in reversed(equations):
+        operands = [source(atom) for atom in equation.invars]
+        if equation.primitive.name in WRAPPERS:
+            inner = inner_jaxpr(equation)[0]
+            flags = [id(variable) in live for variable in equation.outvars]
+            results = _follow(inner, operands, flags, state, found)
+        else:
+            results = [frozenset[int]().union(*operands)] * len(equation.outvars)
+        if equation.primitive.name in _PRODUCTS:
+            for one, other in (operands, operands[::-1]):
+                if state in one and len(other) == 1:
+                    found |= other - {state}
+        known.update(zip(equation.outvars, results, strict=True))
+    return [source(atom) for atom in jaxpr.outvars]
+
+
 def _evaluate(
     jaxpr: Any, consts: Any, args: list, depends: list[bool], replace: Callable[[Array], Array]
 ) -> tuple[list, list[bool]]:

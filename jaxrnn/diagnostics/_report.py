@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -125,7 +126,7 @@ def report(
         A `GradientReport`. Memory is O(T), as for the gradient.
 
     Raises:
-        TypeError: as `state_gradients`, or if `fraction` is no number.
+        TypeError: as `state_gradients`, or if `fraction` is no number, or arrays are traced.
         ValueError: as `state_gradients`, but not for parameters or inputs that aren't finite, which
             is a finding; or if there are no steps, or a layer runs backwards in time.
 
@@ -148,6 +149,11 @@ def report(
     """
     _check.function("loss", loss)
     fraction = _check.real("fraction", fraction, low=0.0, high=1.0)
+    for name, tree in (("params", params), ("inputs", inputs), ("state", state)):
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+            raise TypeError(
+                f"{name}: got traced arrays, wanted numbers: call report outside of jit"
+            )
     found = _not_finite(params, inputs, state)
     if found is None:
         checked_model(cell, params, inputs, state)

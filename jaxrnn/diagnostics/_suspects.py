@@ -1,5 +1,6 @@
 """What may be wrong with a cell whose gradient dies or explodes: evidence and remedies."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +12,8 @@ from jaxtyping import Array, PyTree
 from jaxrnn._cell import Cell, Gated
 from jaxrnn.cells import ElmanParams, elman
 from jaxrnn.diagnostics._causes import gate_statistics, saturation
-from jaxrnn.diagnostics._tangents import Step
+from jaxrnn.diagnostics._products import factors_of_state, with_products
+from jaxrnn.diagnostics._tangents import Step, step_of
 
 Cause = Literal[
     "not finite",
@@ -62,7 +64,7 @@ def suspects(run: Run, rate: float, *, explodes: bool) -> list[Suspect]:
     """
     gated = run.cell.structure if isinstance(run.cell, Cell) else None
     found = []
-    if gated is not None and not explodes:
+    if not explodes:
         found += _of_activations(run, gated)
     found += _of_kernel(run, explodes=explodes)
     forget = _forget_entries(run)
@@ -71,12 +73,12 @@ def suspects(run: Run, rate: float, *, explodes: bool) -> list[Suspect]:
     return [*found, _length(run, rate, forget, explodes=explodes)]
 
 
-def _of_activations(run: Run, gated: Gated) -> list[Suspect]:
+def _of_activations(run: Run, gated: Gated | None) -> list[Suspect]:
     found = []
     slope = _steepest_slope(run, gated)
     if slope < _FLAT:
         steep = None
-        if isinstance(run.params, ElmanParams):
+        if gated is not None and isinstance(run.params, ElmanParams):
             size = len(run.params.recurrent_kernel)
             steep = elman(size, use_bias=run.params.bias is not None)
         found.append(
@@ -93,9 +95,7 @@ def _of_activations(run: Run, gated: Gated) -> list[Suspect]:
         flat = f"; {share:.0%} of the units are saturated"
     except ValueError:  # its units reach one another, as under layer normalisation
         flat = ""
-    resting = gated.project(run.params, jnp.zeros_like(run.inputs[:1]))
-    driven = gated.project(run.params, run.inputs)
-    drive = _root_mean_square(jax.tree.map(jnp.subtract, driven, resting))
+    drive = _drive(run, gated)
     if drive > _LARGE:
         found.append(
             Suspect(
@@ -106,7 +106,7 @@ def _of_activations(run: Run, gated: Gated) -> list[Suspect]:
                 lambda run: run._replace(scale=1 / drive),
             )
         )
-    bias = _field(run.params, "bias")
+    bias = _field(run, "bias")
     if bias is not None:
         other = ~_forget_entries(run).astype(bool)
         size = _root_mean_square(bias[other]) if other.any() else 0.0
@@ -123,7 +123,7 @@ def _of_activations(run: Run, gated: Gated) -> list[Suspect]:
 
 
 def _of_kernel(run: Run, *, explodes: bool) -> list[Suspect]:
-    kernels = _recurrent_kernels(run.params)
+    kernels = _recurrent_kernels(run)
     if kernels is None:
         return []
     radius = max(float(np.abs(np.linalg.eigvals(kernel)).max()) for kernel in kernels)
@@ -164,7 +164,7 @@ def _length(run: Run, rate: float, forget: np.ndarray, *, explodes: bool) -> Sus
     )
     if forget.any() and not explodes:
         return Suspect("length", evidence, *_chrono(run, forget))
-    kernel = _field(run.params, "recurrent_kernel")
+    kernel = _field(run, "recurrent_kernel")
     if kernel is None or not np.isfinite(rate):
         return Suspect("length", evidence, "shorter sequences, or a gated cell", None)
     gain = float(np.clip(np.exp(rate), 0.5, 2.0))
@@ -187,7 +187,7 @@ def _chrono(run: Run, entries: np.ndarray) -> tuple[str, Callable[[Run], Run]]:
     length = max(len(run.inputs), 3)
     chosen = entries != 0
     times = np.linspace(1, length - 1, int(chosen.sum()))
-    bias = np.array(_field(run.params, "bias"))
+    bias = np.array(_field(run, "bias"))
     bias[chosen] = entries[chosen] * np.log(times)
     return (
         f"forget biases of jaxrnn.initializers.chrono({length})",
@@ -198,24 +198,73 @@ def _chrono(run: Run, entries: np.ndarray) -> tuple[str, Callable[[Run], Run]]:
 def _orthogonalised(run: Run) -> Run:
     """Replace each recurrent kernel by the orthogonal matrix that is nearest to it."""
     nearest = []
-    for kernel in _recurrent_kernels(run.params) or []:
+    for kernel in _recurrent_kernels(run) or []:
         left, _, right = np.linalg.svd(kernel)
         nearest.append(left @ right)
-    old = _field(run.params, "recurrent_kernel")
+    old = _field(run, "recurrent_kernel")
     return _with(run, "recurrent_kernel", jnp.asarray(np.concatenate(nearest, -1), old.dtype))
 
 
-def _steepest_slope(run: Run, gated: Gated) -> float:
-    """Return the largest derivative of a cell's only activation, infinity if it has several."""
-    state = jax.tree.map(jnp.zeros_like, run.state)
-    projected = jax.tree.map(jnp.zeros_like, gated.project(run.params, run.inputs[0]))
-    recurrent = gated.product(run.params, state, projected)
-    if len(jax.tree.leaves(recurrent)) > 1 or _forget_entries(run).any():
-        return np.inf
+def _drive(run: Run, gated: Gated | None) -> float:
+    """Return the root mean square of what the inputs add to the pre-activations.
 
-    def new_state(total: Array) -> PyTree:
-        same = jax.tree.map(lambda leaf: jnp.full_like(leaf, total), recurrent)
-        return gated.activate(run.params, state, projected, same)[0]
+    Of a step that shows no structure those are the matrix products of its inputs, from rest.
+    """
+    rest = jax.tree.map(jnp.zeros_like, run.state)
+
+    def products(inputs: Array) -> list[Array]:
+        return _products(lambda inputs: step_of(run.cell)(run.params, rest, inputs)[0], inputs)
+
+    project = functools.partial(gated.project, run.params) if gated else jax.vmap(products)
+    try:
+        resting, driven = project(jnp.zeros_like(run.inputs[:1])), project(run.inputs)
+    except ValueError:  # its products are out of sight
+        return 0.0
+    return _root_mean_square(jax.tree.map(jnp.subtract, driven, resting))
+
+
+def _products(function: Callable[[PyTree], PyTree], at: PyTree) -> list[Array]:
+    found = []
+
+    def record(product: Array) -> Array:
+        found.append(product)
+        return product
+
+    with_products(function, record)(at)
+    return found
+
+
+def _steepest_slope(run: Run, gated: Gated | None) -> float:
+    """Return the largest derivative of a cell's only activation.
+
+    Infinity, which is beyond suspicion, if it has several, or another way for the state to go on.
+    """
+    state, inputs = jax.tree.map(jnp.zeros_like, (run.state, run.inputs[0]))
+    if gated is not None:
+        projected = jax.tree.map(jnp.zeros_like, gated.project(run.params, inputs))
+        products = jax.tree.leaves(gated.product(run.params, state, projected))
+
+        def new_state(total: Array) -> PyTree:
+            recurrent = gated.product(run.params, state, projected)
+            same = jax.tree.map(lambda leaf: jnp.full_like(leaf, total), recurrent)
+            return gated.activate(run.params, state, projected, same)[0]
+
+    else:
+
+        def advance(state: PyTree) -> PyTree:
+            return step_of(run.cell)(run.params, state, inputs)[0]
+
+        def new_state(total: Array) -> PyTree:
+            return with_products(advance, lambda product: jnp.full_like(product, total))(state)
+
+        try:
+            products = _products(advance, state)
+        except ValueError:  # they are out of sight
+            return np.inf
+
+    widths = [product.shape[-1] for product in products]
+    if widths != [leaf.shape[-1] for leaf in jax.tree.leaves(state)] or _keeps(run):
+        return np.inf
 
     def slope(total: Array) -> Array:
         _, tangent = jax.jvp(new_state, (total,), (jnp.ones_like(total),))
@@ -225,24 +274,33 @@ def _steepest_slope(run: Run, gated: Gated) -> float:
     return float(jnp.max(jax.vmap(slope)(totals)))
 
 
+def _keeps(run: Run) -> bool:
+    """Say whether a part of the state goes on without passing an activation."""
+    try:
+        gates = gate_statistics(run.cell, run.params, run.inputs[:1], run.state)
+    except ValueError:  # its products are out of sight, or its units reach one another
+        return True
+    return bool((gates.forget > 0).any())
+
+
 def _forget_entries(run: Run) -> np.ndarray:
     """Return 1 where an entry of the bias opens forget gates, -1 where it closes them, else 0.
 
     With all parameters zero the forget gates depend on nothing but their own bias.
     """
-    bias = _field(run.params, "bias")
-    if bias is None:
+    place = _place(run, "bias")
+    if place is None:
         return np.zeros(())
     nothing = jax.tree.map(jnp.zeros_like, run.params)
 
     def forget(bias: Array) -> Array:
-        params = _replaced(nothing, "bias", bias)
+        params = _replaced(nothing, place, bias)
         state = jax.tree.map(jnp.zeros_like, run.state)
         gates = gate_statistics(run.cell, params, jnp.zeros_like(run.inputs[:1]), state)
         return jnp.mean(gates.forget)
 
     try:
-        slopes = jax.jit(jax.grad(forget))(jnp.zeros_like(bias))
+        slopes = jax.jit(jax.grad(forget))(jnp.zeros_like(jax.tree.leaves(run.params)[place]))
     except ValueError:  # its products are out of sight
         return np.zeros(())
     return np.sign(np.nan_to_num(slopes))
@@ -250,40 +308,57 @@ def _forget_entries(run: Run) -> np.ndarray:
 
 def _root_mean_square(tree: PyTree) -> float:
     leaves = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)]
+    if not leaves:
+        return 0.0
     return float(np.sqrt(np.mean(np.square(np.concatenate(leaves)))))
 
 
-def _recurrent_kernels(params: PyTree) -> list[np.ndarray] | None:
-    """Return the recurrent kernel of each gate, if the parameters have a field of that name."""
-    kernel = _field(params, "recurrent_kernel")
+def _recurrent_kernels(run: Run) -> list[np.ndarray] | None:
+    """Return the recurrent kernel of each gate, if there is one parameter that holds them."""
+    kernel = _field(run, "recurrent_kernel")
     if kernel is None or kernel.ndim != 2 or kernel.shape[1] % kernel.shape[0]:
         return None
     return np.split(np.asarray(kernel, np.float64), kernel.shape[1] // kernel.shape[0], axis=-1)
 
 
-def _place(params: PyTree, name: str) -> int | None:
-    """Return which leaf of the parameters has a name, however deep it is; None if not just one."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+def _place(run: Run, name: str) -> int | None:
+    """Return which leaf of the parameters is the recurrent kernel, or the bias, if it is just one.
+
+    It is the one of that name, however deep it is. Parameters with other names are known by their
+    use: the recurrent kernel is what the state is multiplied with, and the bias is a vector with a
+    number for each of its columns.
+    """
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(run.params)]
     keys = [
         getattr(path[-1], "name", getattr(path[-1], "key", None)) if path else None
         for path in paths
     ]
-    return keys.index(name) if keys.count(name) == 1 else None
+    if name in keys:
+        return keys.index(name) if keys.count(name) == 1 else None
+    step = step_of(run.cell)
+    places = factors_of_state(
+        lambda params, state: step(params, state, run.inputs[0])[0], run.params, run.state
+    )
+    if len(places) == 1 and name == "bias":
+        leaves = jax.tree.leaves(run.params)
+        columns = leaves[places[0]].shape[-1:]
+        places = [place for place, leaf in enumerate(leaves) if leaf.shape == columns]
+    return places[0] if len(places) == 1 else None
 
 
-def _field(params: PyTree, name: str) -> Any:
+def _field(run: Run, name: str) -> Any:
     """Return the parameter of a name, None if there is none."""
-    place = _place(params, name)
-    return None if place is None else jax.tree.leaves(params)[place]
+    place = _place(run, name)
+    return None if place is None else jax.tree.leaves(run.params)[place]
 
 
-def _replaced(params: PyTree, name: str, value: Array) -> PyTree:
+def _replaced(params: PyTree, place: int, value: Array) -> PyTree:
     leaves, treedef = jax.tree.flatten(params)
-    place = _place(params, name)
     new = [value if number == place else leaf for number, leaf in enumerate(leaves)]
     return jax.tree.unflatten(treedef, new)
 
 
 def _with(run: Run, name: str, value: Array) -> Run:
-    old = _field(run.params, name)
-    return run._replace(params=_replaced(run.params, name, value.astype(old.dtype)))
+    place: Any = _place(run, name)
+    old = jax.tree.leaves(run.params)[place]
+    return run._replace(params=_replaced(run.params, place, value.astype(old.dtype)))

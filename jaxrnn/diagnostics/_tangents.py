@@ -16,7 +16,14 @@ from jaxrnn._cell import Cell
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
-def checked_state(cell: Cell | Step, params: PyTree, inputs: Array, state: PyTree | None) -> PyTree:
+def checked_state(
+    cell: Cell | Step,
+    params: PyTree,
+    inputs: Array,
+    state: PyTree | None,
+    *,
+    factorised: bool = False,
+) -> PyTree:
     """Check what is to be unrolled, and return the state before the first step.
 
     Args:
@@ -24,9 +31,11 @@ def checked_state(cell: Cell | Step, params: PyTree, inputs: Array, state: PyTre
         params: its parameters.
         inputs: the sequence `(T, *batch, I)`.
         state: the state before the first step; a cell makes its own if None.
+        factorised: whether `flatten` is to make matrices of it that are factorised: then it may be
+            of complex numbers, and not of 16 bits.
 
     Returns:
-        The state, whose leaves are floating arrays `(*batch, ...)`.
+        The state, whose leaves are floating (or complex) arrays `(*batch, ...)`.
     """
     if not isinstance(cell, Cell) and not callable(cell):
         raise TypeError(
@@ -42,13 +51,15 @@ def checked_state(cell: Cell | Step, params: PyTree, inputs: Array, state: PyTre
         state = cell.initial_state(batch_shape, dtype=inputs.dtype, params=params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = f"state{jax.tree_util.keystr(path)}"
-        axes = "that begins with the batch dimensions of inputs"
-        _check.array(name, leaf, min_ndim=len(batch_shape), axes=axes)
-        if leaf.shape[: len(batch_shape)] != batch_shape:
-            raise ValueError(
-                f"{name}: got {_check.describe(leaf)}, wanted an array that begins with "
-                f"{list(batch_shape)}, the batch dimensions of inputs"
+        if not (factorised and jnp.iscomplexobj(leaf)):
+            axes = "that begins with the batch dimensions of inputs"
+            _check.array(name, leaf, min_ndim=len(batch_shape), axes=axes)
+        if factorised and leaf.dtype.itemsize < 4:
+            raise TypeError(
+                f"{name}: got {_check.describe(leaf)}, wanted float32 or float64, in which "
+                "matrices can be factorised"
             )
+        check_batch(name, leaf, batch_shape)
     if isinstance(cell, Cell):
         cell.checked_state(params, state, inputs, batch_shape=batch_shape)
     for name, tree in (("params", params), ("inputs", inputs), ("state", state)):
@@ -57,13 +68,22 @@ def checked_state(cell: Cell | Step, params: PyTree, inputs: Array, state: PyTre
     return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), state)
 
 
+def check_batch(name: str, leaf: Array, batch_shape: tuple[int, ...]) -> None:
+    """Raise if a part of the state doesn't begin with the batch dimensions of the inputs."""
+    if leaf.shape[: len(batch_shape)] != batch_shape:
+        raise ValueError(
+            f"{name}: got {_check.describe(leaf)}, wanted an array that begins with "
+            f"{list(batch_shape)}, the batch dimensions of inputs"
+        )
+
+
 def finite(name: str, tree: PyTree) -> None:
-    """Raise if a floating array holds NaN or infinity; within a trace arrays have no values."""
+    """Raise if an array holds NaN or infinity; within a trace arrays have no values."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.core.Tracer) or not hasattr(leaf, "dtype"):
             continue
         # In NumPy, as JAX would make a tracer of a constant within a trace.
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(np.asarray(leaf)).all():
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(np.asarray(leaf)).all():
             where = f"{name}{jax.tree_util.keystr(path)}"
             raise ValueError(f"{where}: got NaN or infinity, wanted finite numbers")
 
@@ -74,8 +94,15 @@ def step_of(cell: Cell | Step) -> Step:
 
 
 def flatten(state: PyTree, batch_ndim: int) -> Float[Array, "*batch N"]:
-    """Put a state's arrays side by side, one vector of N numbers for each sequence."""
-    leaves = jax.tree.leaves(state)
+    """Put a state's arrays side by side, one vector of N numbers for each sequence.
+
+    Complex arrays are put as real and imaginary part: few steps are analytic functions of them.
+    """
+    leaves = [
+        part
+        for leaf in jax.tree.leaves(state)
+        for part in ((leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,))
+    ]
     return jnp.concatenate(
         [jnp.reshape(leaf, (*leaf.shape[:batch_ndim], -1)) for leaf in leaves], axis=-1
     )
@@ -85,20 +112,25 @@ def unflatten(flat: Float[Array, "*batch N"], like: PyTree) -> PyTree:
     """Undo `flatten`: cut a vector into arrays such as those of the state `like`."""
     leaves, treedef = jax.tree.flatten(like)
     batch_ndim = flat.ndim - 1
-    sizes = [int(np.prod(leaf.shape[batch_ndim:])) for leaf in leaves]
+    sizes = [size_of(leaf, batch_ndim) for leaf in leaves]
     parts = jnp.split(flat, np.cumsum(sizes)[:-1], axis=-1)
+
+    def shaped(part, leaf):
+        if jnp.iscomplexobj(leaf):
+            part = lax.complex(*jnp.split(part, 2, axis=-1))
+        return jnp.reshape(part, leaf.shape).astype(leaf.dtype)
+
     return jax.tree.unflatten(
-        treedef,
-        [
-            jnp.reshape(part, leaf.shape).astype(leaf.dtype)
-            for part, leaf in zip(parts, leaves, strict=True)
-        ],
+        treedef, [shaped(part, leaf) for part, leaf in zip(parts, leaves, strict=True)]
     )
 
 
 def size_of(state: PyTree, batch_ndim: int) -> int:
-    """Return N, how many numbers one sequence's state holds."""
-    return sum(int(np.prod(leaf.shape[batch_ndim:])) for leaf in jax.tree.leaves(state))
+    """Return N, how many real numbers one sequence's state holds."""
+    return sum(
+        int(np.prod(leaf.shape[batch_ndim:])) * (2 if jnp.iscomplexobj(leaf) else 1)
+        for leaf in jax.tree.leaves(state)
+    )
 
 
 def flat_step(cell: Cell | Step, params: PyTree, like: PyTree) -> Callable[[Array, Array], Array]:
