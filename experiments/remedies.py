@@ -34,6 +34,8 @@ CHUNK = 50
 # A seed has learnt when its error falls below this share of chance.
 LEARNT = 0.1
 SYMBOLS, TO_COPY = 4, 2
+# Of fewer remedies a bootstrap sample is all too often all of one or the other.
+LEAST_GROUPS = 5
 # Gradients that stay at this share of the last one's count as reaching back.
 FRACTION = 0.01
 # Flossing, before training: how many steps, with how large ones, over how many of the inputs.
@@ -340,7 +342,8 @@ def bootstrap(
 ) -> tuple[float, float, float]:
     """Return the rank correlation of all points, and a 95% interval from resampled groups.
 
-    A group is the x and the y of points that belong together.
+    A group is the x and the y of points that belong together. Of fewer than `LEAST_GROUPS` the
+    interval is not a number: their few resamplings say nothing of its ends.
     """
     generator = np.random.default_rng(seed)
 
@@ -348,8 +351,8 @@ def bootstrap(
         return spearman(*(np.concatenate(column) for column in zip(*chosen, strict=True)))
 
     middle = correlation(groups)
-    if np.isnan(middle):
-        return middle, middle, middle
+    if np.isnan(middle) or len(groups) < LEAST_GROUPS:
+        return middle, np.nan, np.nan
     samples = [
         correlation([groups[place] for place in generator.integers(len(groups), size=len(groups))])
         for _ in range(draws)
@@ -485,11 +488,9 @@ def _draw_scatter(
             "decay over T": "nats gained or lost over T before training",
         }[predictor]
     )
-    axis.set_title(
-        f"rank correlation {correlated['Spearman']:.2f} "
-        f"({correlated['95% from']:.2f} to {correlated['to']:.2f})",
-        loc="left",
-    )
+    low, high = correlated["95% from"], correlated["to"]
+    interval = "too few remedies for an interval" if np.isnan(low) else f"{low:.2f} to {high:.2f}"
+    axis.set_title(f"rank correlation {correlated['Spearman']:.2f} ({interval})", loc="left")
     if predictor == "decay over T":
         axis.invert_xaxis()
 

@@ -42,6 +42,9 @@ def test_an_interval_is_as_wide_as_groups_differ():
     assert low < middle < high
     assert bootstrap(groups, seed=0, draws=300) == (middle, low, high)
     assert np.isnan(bootstrap([(x, np.ones(3)) for x, _ in groups], seed=0)).all()
+    few = bootstrap(groups[: remedies.LEAST_GROUPS - 1], seed=0)
+    assert np.isfinite(few[0])
+    assert np.isnan(few[1:]).all()
     # The same points many times over are no more evidence if they come in the same groups.
     copied = [tuple(np.tile(part, 100) for part in group) for group in groups]
     _, copied_low, copied_high = bootstrap(copied, seed=0, draws=300)
