@@ -65,13 +65,14 @@ class Hoisted(Engine):
         def differentiated(primals, tangents):
             linearise = _linearises_cheaply(gated, *primals)
             final, outputs, states, pullbacks = _forward(options, *primals, linearise=linearise)
-            tangents_out = linear_with_transpose(
+            results = final, outputs, states if keep_states else None
+            return results, linear_with_transpose(
                 lambda residuals, tangents: jax.jvp(reference, residuals[0], tangents)[1],
                 functools.partial(_backward, options),
-                (primals, states, pullbacks),
-                tangents,
+                residuals=(primals, states, pullbacks),
+                tangents=tangents,
+                like=results,
             )
-            return (final, outputs, states if keep_states else None), tangents_out
 
         # Integers, such as a count of steps in the state, have no gradient to hoist.
         everything = params, jax.eval_shape(gated, params, state, _first(inputs))
