@@ -1,6 +1,7 @@
 """Every engine against `scan()` on every cell: values, and derivatives of every kind."""
 
 import functools
+from typing import Any, cast
 
 import jax
 import jax.flatten_util
@@ -245,6 +246,34 @@ def test_bad_chunks(make):
     for chunk, error in [(0, ValueError), (-2, ValueError), (2.0, TypeError), (True, TypeError)]:
         with pytest.raises(error, match="chunk: got"):
             make(chunk)
+
+
+@pytest.mark.parametrize(
+    ("cell", "wanted"),
+    [(jaxrnn.elman(8), "pullbacks"), (jaxrnn.gru(8), "states"), (jaxrnn.lstm(384), "products")],
+    ids=["elman", "gru", "large lstm"],
+)
+def test_hoisted_keeps_what_is_less_work(cell, wanted):
+    spec = jax.ShapeDtypeStruct((6, 2, 384), jnp.float32)
+    params = cell.params_spec(384)
+
+    def memory(keep):
+        def loss(params, inputs):
+            engine = jaxrnn.hoisted(2, keep=keep)
+            return jaxrnn.unroll(cell, params, inputs, engine=engine)[1].sum()
+
+        analysis = jax.jit(jax.grad(loss)).lower(params, spec).compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
+
+    sizes = {keep: memory(keep) for keep in (None, "states", "products", "pullbacks")}
+    chosen = sizes.pop(None)
+    assert [keep for keep, size in sizes.items() if size == chosen] == [wanted]
+
+
+def test_bad_keep():
+    with pytest.raises(ValueError, match=r"keep: got 'all', wanted one of \('states', 'products'"):
+        jaxrnn.hoisted(keep=cast(Any, "all"))
 
 
 @pytest.mark.parametrize("make", [jaxrnn.checkpointed, jaxrnn.sharded])

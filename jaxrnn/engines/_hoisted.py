@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,18 @@ _WORKING_SET = {"cpu": 4 * 2**20}
 _WORKING_SET_OF_ACCELERATORS = 256 * 2**20
 # It may take so many times what the parameters take, as each chunk adds to all their gradients.
 _PARAMETERS = 4
+# Products are kept rather than multiplied again if that is more than so many operations for each
+# byte, about what a core computes while it writes one to fresh memory, and if they take no more
+# bytes than so many.
+_OPERATIONS_A_BYTE = 150
+_MOST_PRODUCTS = 2**29
 # Up to so many chunks are better run as one: what a chunk costs is more than the cache gains.
 _FEW_CHUNKS = 3
+
+
+# What the way forward keeps of every step for the way back: its state; and what `project` and
+# `recur` returned; or, instead of those, what `activate` is linearised to.
+Keep = Literal["states", "products", "pullbacks"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +46,7 @@ class Hoisted(Engine):
     """The engine that `hoisted` makes."""
 
     chunk: int | None
+    keep: Keep | None
 
     def __call__(
         self, cell: Cell, params: Any, state: Any, inputs: Any, *, reverse: bool, keep_states: bool
@@ -48,10 +59,13 @@ class Hoisted(Engine):
                 "wanted one that works on any cell: scan() or checkpointed()"
             )
         chunk = checked_chunk(self.chunk, leading_shape(inputs)[0])
-        options = _Options(gated, chunk or chunk_length(gated, params, state, inputs), reverse)
+        chunk = chunk or chunk_length(gated, params, state, inputs)
+
+        def options(keep):
+            return _Options(gated, chunk, reverse, keep)
 
         def plain(params, state, inputs):
-            final, outputs, states, _ = _forward(options, params, state, inputs, linearise=False)
+            final, outputs, states, _ = _forward(options("states"), params, state, inputs)
             return final, outputs, states if keep_states else None
 
         def reference(params, state, inputs):
@@ -63,13 +77,13 @@ class Hoisted(Engine):
 
         @run.defjvp
         def differentiated(primals, tangents):
-            linearise = _linearises_cheaply(gated, *primals)
-            final, outputs, states, pullbacks = _forward(options, *primals, linearise=linearise)
+            chosen = options(self.keep or _what_to_keep(gated, *primals))
+            final, outputs, states, kept = _forward(chosen, *primals)
             results = final, outputs, states if keep_states else None
             return results, linear_with_transpose(
                 lambda residuals, tangents: jax.jvp(reference, residuals[0], tangents)[1],
-                functools.partial(_backward, options),
-                residuals=(primals, states, pullbacks),
+                functools.partial(_backward, chosen),
+                residuals=(primals, states, kept),
                 tangents=tangents,
                 like=results,
             )
@@ -82,7 +96,7 @@ class Hoisted(Engine):
         return (run if floating else reference)(params, state, inputs)
 
 
-def hoisted(chunk: int | None = None) -> Hoisted:
+def hoisted(chunk: int | None = None, keep: Keep | None = None) -> Hoisted:
     """Make the engine for training gated cells: all weight gradients are taken after the loop.
 
     Going back in time needs only the cotangent of the state,
@@ -96,8 +110,9 @@ def hoisted(chunk: int | None = None) -> Hoisted:
 
     It works on a chunk of steps at a time. Forward, `project` is one large product for each chunk.
     Backward, `project` and `recur` are computed again, each as one large product, from inputs and
-    states, so that of every step only its state is kept: a third of what `scan` keeps. What `recur`
-    returns is kept too where it is no larger than the state, as in an Elman network.
+    states, and all of a chunk's steps of `activate` are linearised at once, so that of every step
+    only its state is kept: a third of what `scan` keeps. Where that is faster, more is kept, and
+    less computed again.
 
     Values and gradients are those of `scan`, in every mode and order of differentiation. Forward
     mode gains nothing here, and keeps what only reverse mode needs, O(T) memory: take `scan` there
@@ -108,6 +123,11 @@ def hoisted(chunk: int | None = None) -> Hoisted:
         chunk: how many steps a chunk has. None takes as many as the caches of a CPU hold, or the
             whole sequence if it is not much more than that. If T is no multiple of it, the steps
             that are left over are compiled for themselves.
+        keep: what to keep of every step for the way back: its "states" alone; what `project` and
+            `recur` return too, "products"; or what `activate` is linearised to, "pullbacks", with
+            no products to compute again. None keeps pullbacks that are no larger than the state, as
+            an Elman cell's, products if kernels are large (from about 300 units) and up to 512 MiB,
+            and else states.
 
     Returns:
         An engine for `unroll(..., engine=...)`. With a cell that has no gated structure `unroll`
@@ -116,7 +136,7 @@ def hoisted(chunk: int | None = None) -> Hoisted:
 
     Raises:
         TypeError: if `chunk` is not an integer.
-        ValueError: if it is below 1.
+        ValueError: if it is below 1, or `keep` none of these.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -133,18 +153,19 @@ def hoisted(chunk: int | None = None) -> Hoisted:
         Appleyard, Kocisky and Blunsom, "Optimizing performance of recurrent neural networks on
         GPUs", 2016 (the weight gradient as one product).
     """
-    return Hoisted(None if chunk is None else _check.size("chunk", chunk))
+    if keep is not None and keep not in get_args(Keep):
+        raise ValueError(f"keep: got {keep!r}, wanted one of {get_args(Keep)} or None")
+    return Hoisted(None if chunk is None else _check.size("chunk", chunk), keep)
 
 
 def hoisted_where_it_can(cell: Cell) -> Engine:
     """Return `hoisted()` for gated cells, and `scan()` for others."""
-    return Scan(unroll=1) if cell.structure is None else Hoisted(chunk=None)
+    return Scan(unroll=1) if cell.structure is None else Hoisted(chunk=None, keep=None)
 
 
 def chunk_length(gated: Gated, params: Any, state: Any, inputs: Any) -> int:
     """Return how many steps a chunk should have for such arguments."""
-    projected = jax.eval_shape(gated.project, params, _first(inputs))
-    recurrent = jax.eval_shape(gated.product, params, state, projected)
+    projected, recurrent = _products(gated, params, state, inputs)
     step = size_in_bytes((projected, recurrent, recurrent))
     cache = _WORKING_SET.get(jax.default_backend(), _WORKING_SET_OF_ACCELERATORS)
     target = max(cache, _PARAMETERS * size_in_bytes(params)) // max(step, 1)
@@ -156,29 +177,28 @@ def chunk_length(gated: Gated, params: Any, state: Any, inputs: Any) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Options:
-    """What to run, how many steps at a time, and in which direction."""
+    """What to run, how many steps at a time, in which direction, and what to keep of it."""
 
     gated: Gated
     chunk: int
     reverse: bool
+    keep: Keep
 
 
-def _forward(
-    options: _Options, params: Any, state: Any, inputs: Any, *, linearise: bool
-) -> tuple[Any, ...]:
-    """Return the last state, and every step's output, state and, if wanted, pullback."""
+def _forward(options: _Options, params: Any, state: Any, inputs: Any) -> tuple[Any, ...]:
+    """Return the last state, and every step's output, state and what else is to be kept."""
     gated, chunk, reverse = options.gated, options.chunk, options.reverse
 
     def run_chunk(state, _, inputs):
         def body(state, projected):
             recurrent = gated.product(params, state, projected)
             arguments = params, state, projected, recurrent
-            (new_state, output), pullback = (
-                jax.vjp(gated.activate, *arguments)
-                if linearise
-                else (gated.activate(*arguments), None)
-            )
-            return new_state, (output, new_state, pullback)
+            if options.keep == "pullbacks":
+                (new_state, output), kept = jax.vjp(gated.activate, *arguments)
+            else:
+                new_state, output = gated.activate(*arguments)
+                kept = (projected, recurrent) if options.keep == "products" else None
+            return new_state, (output, new_state, kept)
 
         return scan_distinct(body, state, gated.project(params, inputs), reverse=reverse)
 
@@ -193,7 +213,7 @@ def _backward(
 ) -> tuple[Any, Any, Any]:
     """Return the cotangents of params, first state and inputs."""
     gated, chunk, reverse = options.gated, options.chunk, options.reverse
-    (params, state, inputs), states, pullbacks = residuals
+    (params, state, inputs), states, kept = residuals
     d_final, d_outputs, d_states = cotangents
     used, exposes = _uses(gated, params, state, inputs)
     steps, *batch = leading_shape(inputs)
@@ -202,14 +222,22 @@ def _backward(
 
     def run_chunk(carry, entering, of_steps):
         d_state, d_params = carry
-        inputs, states, pullbacks, d_outputs, d_states = of_steps
+        inputs, states, kept, d_outputs, d_states = of_steps
         previous = _shifted(entering, states, reverse=reverse)
         projected, through_project = jax.vjp(
             lambda inputs: _merged(functools.partial(gated.project, params), inputs, axes), inputs
         )
+        if options.keep == "products":
+            projected, _ = kept
         exposed = gated.exposed(previous, projected)
-        if pullbacks is None:
-            recurrent = _merged(functools.partial(gated.recur, params), exposed, axes)
+        if options.keep == "pullbacks":
+            pullbacks = kept
+        else:
+            recurrent = (
+                kept[1]
+                if options.keep == "products"
+                else _merged(functools.partial(gated.recur, params), exposed, axes)
+            )
             # Of all steps at once: a function is a pytree of what it holds, so a loop can scan it.
             pullbacks = jax.vmap(lambda *step: jax.vjp(gated.activate, params, *step)[1])(
                 previous, projected, recurrent
@@ -255,7 +283,7 @@ def _backward(
         run_chunk,
         (d_final, jax.tree.map(jnp.zeros_like, params)),
         _entering(state, states, chunk, reverse=reverse),
-        (inputs, states, pullbacks, d_outputs, d_states),
+        (inputs, states, kept, d_outputs, d_states),
         steps=steps,
         chunk=chunk,
         reverse=not reverse,
@@ -297,12 +325,25 @@ def _merged(function: Callable[[PyTree], PyTree], tree: PyTree, axes: int) -> Py
     return jax.tree.map(lambda leaf: leaf.reshape(*leading, *leaf.shape[1:]), function(merged))
 
 
-def _linearises_cheaply(gated: Gated, params: Any, state: Any, inputs: Any) -> bool:
-    """Say whether a step's pullback of `activate` holds no more than its state does.
+def _what_to_keep(gated: Gated, params: Any, state: Any, inputs: Any) -> Keep:
+    """Choose by what is less work: to write to memory and read again, or to compute again.
 
-    What it shares with the state and the output costs nothing, as they are kept anyway. An Elman
-    network's holds the derivative of its activation, and is kept; others are cheaper made again.
+    An Elman network's pullback is no larger than its state. Products of others are kept if their
+    kernels are large, as their operations grow faster than their results.
     """
+    if _pullback_size(gated, params, state, inputs) <= size_in_bytes(state):
+        return "pullbacks"
+    steps, *batch = leading_shape(inputs)
+    size = size_in_bytes(_products(gated, params, state, inputs))
+    # Each weight takes part in a multiplication and an addition for each example.
+    operations = 2 * math.prod(batch) * sum(leaf.size for leaf in jax.tree.leaves(params))
+    if operations > _OPERATIONS_A_BYTE * size and steps * size <= _MOST_PRODUCTS:
+        return "products"
+    return "states"
+
+
+def _pullback_size(gated: Gated, params: Any, state: Any, inputs: Any) -> int:
+    """Return what a step's pullback of `activate` takes, in bytes, besides state and output."""
 
     def linearised(params, state, x):
         projected = gated.project(params, x)
@@ -310,10 +351,10 @@ def _linearises_cheaply(gated: Gated, params: Any, state: Any, inputs: Any) -> b
         return jax.vjp(gated.activate, params, state, projected, recurrent)
 
     jaxpr = jax.make_jaxpr(linearised)(params, state, _first(inputs)).jaxpr
-    kept = len(jax.tree.leaves(jax.eval_shape(gated, params, state, _first(inputs))))
-    shared = {id(variable) for variable in jaxpr.outvars[:kept]}
-    extra = {id(v): v.aval for v in jaxpr.outvars[kept:] if id(v) not in shared}
-    return size_in_bytes(list(extra.values())) <= size_in_bytes(state)
+    results = len(jax.tree.leaves(jax.eval_shape(gated, params, state, _first(inputs))))
+    shared = {id(variable) for variable in jaxpr.outvars[:results]}
+    extra = {id(v): v.aval for v in jaxpr.outvars[results:] if id(v) not in shared}
+    return size_in_bytes(list(extra.values()))
 
 
 def _uses(gated: Gated, params: Any, state: Any, inputs: Any) -> tuple[list[int], list[int]]:
@@ -321,11 +362,16 @@ def _uses(gated: Gated, params: Any, state: Any, inputs: Any) -> tuple[list[int]
 
     For most cells none: the former is for peepholes and the like, the latter for dropout's masks.
     """
-    projected = jax.eval_shape(gated.project, params, _first(inputs))
-    recurrent = jax.eval_shape(gated.product, params, state, projected)
+    projected, recurrent = _products(gated, params, state, inputs)
     of_params, *_ = leaves_read(gated.activate, params, state, projected, recurrent)
     _, of_projected = leaves_read(gated.exposed, state, projected)
     return _places(of_params), _places(of_projected)
+
+
+def _products(gated: Gated, params: Any, state: Any, inputs: Any) -> tuple[PyTree, PyTree]:
+    """Return the shapes and dtypes of what `project` and `product` return for one step."""
+    projected = jax.eval_shape(gated.project, params, _first(inputs))
+    return projected, jax.eval_shape(gated.product, params, state, projected)
 
 
 def _first(inputs: PyTree) -> PyTree:
