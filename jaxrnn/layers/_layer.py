@@ -13,7 +13,10 @@ class Layer:
     """A frozen record of three pure functions from sequence to sequence.
 
     As a layer takes a state and returns one, a sequence may come in windows of any length: carry
-    the state from one window to the next and the outputs are those of the whole sequence.
+    the state from one window to the next and the outputs are those of the whole sequence, up to
+    the rounding of programs compiled for other shapes. Cut `mask` and `resets` as the inputs are;
+    `lengths` of a window from step `start` on are what is left of each sequence,
+    `jnp.clip(lengths - start, 0, steps)`.
 
     Attributes:
         init: `(key, input_size=None, *, dtype=float32) -> params`. `input_size` is the number of
