@@ -53,7 +53,8 @@ def unroll(
         lengths: how many steps of each sequence are real, `(*batch)`; those after them are padding.
             A sequence's final state is that of its last real step, its outputs beyond are zero, and
             no gradient depends on what stands there. With `reverse` each sequence is reversed
-            within its length.
+            within its length. Under `jit`, where lengths have no values to check, one out of range
+            counts as the nearest in it.
         mask: which steps are real, `(T, *batch)`, for padding anywhere. A step that isn't keeps the
             state, and its output is zero.
         resets: before which steps to begin anew from `cell.initial_state`, `(T, *batch)`, for

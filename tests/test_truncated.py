@@ -172,7 +172,7 @@ def test_no_gradient_passes_a_reset():
     run = functools.partial(
         jaxrnn.truncated_gradient, jaxrnn.rnn(cell), squared_error, params, k1=2
     )
-    resets = np.broadcast_to(np.arange(T)[:, None] == 6, (T, B))
+    resets = jnp.broadcast_to(jnp.arange(T)[:, None] == 6, (T, B))
     whole = run(inputs, targets, k2=10, resets=resets)
     first, second = (run(inputs[at], targets[at], k2=6) for at in (slice(6), slice(6, None)))
     close(whole[0], second[0])
@@ -287,6 +287,20 @@ def test_fit_trains_window_by_window_with_overlap():
             {"model": jaxrnn.rnn(jaxrnn.gru(H), return_sequences=False), "k1": 4},
             ValueError,
             "outputs of model: got .* wanted an array of 4 steps",
+        ),
+        (
+            {"model": jaxrnn.rnn(jaxrnn.gru(H), reverse=True)},
+            ValueError,
+            r"model: got Layer\(rnn\(gru\)\), wanted one that streams, from the first step on",
+        ),
+        (
+            {
+                "model": jaxrnn.serial(
+                    jaxrnn.dense(3), jaxrnn.residual(jaxrnn.bidirectional(jaxrnn.gru(H)))
+                )
+            },
+            ValueError,
+            r"model: got Layer\(serial\(2 layers\)\), wanted one that streams",
         ),
         ({"loss": "mse"}, TypeError, "loss: got str 'mse'"),
         ({"loss": lambda outputs, targets: outputs}, TypeError, "loss: returned float32"),

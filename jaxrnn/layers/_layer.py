@@ -30,6 +30,8 @@ class Layer:
         ragged: whether `apply` also takes `lengths`, `mask` and `resets`, as `unroll` does, and
             `unroll`, a function to run each cell with in its place, by which the diagnostics see
             inside; what acts on each step by itself has no need of them.
+        streams: whether the sequence may come in windows; not so if anything in the layer runs from
+            the last step to the first.
         output_size: `(params, input_size, dtype) -> O`, the number of features of the outputs. None
             has it found by `apply`, abstractly and on a single step.
 
@@ -52,6 +54,7 @@ class Layer:
     apply: Callable[..., tuple[Any, Any]]
     name: str = "layer"
     ragged: bool = False
+    streams: bool = True
     output_size: Callable[..., int] | None = None
 
     def __repr__(self) -> str:

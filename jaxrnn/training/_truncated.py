@@ -173,8 +173,8 @@ def truncated_loss(
     Raises:
         TypeError: if an argument is of the wrong kind; in a call, if `loss` returns no scalar, or
             the carry is none of `initial_carry`.
-        ValueError: if k1 is below 1 or k2 below k1; in a call, if the batch hasn't k1 steps, or
-            flags aren't of its shape.
+        ValueError: if the model runs backwards, k1 is below 1 or k2 below k1; in a call, if the
+            batch hasn't k1 steps, or flags aren't of its shape.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn, optax
@@ -195,6 +195,11 @@ def truncated_loss(
     """
     if not isinstance(model, Layer):
         raise TypeError(f"model: got {_check.describe(model)}, wanted a jaxrnn.Layer")
+    if not model.streams:
+        raise ValueError(
+            f"model: got {model!r}, wanted one that streams, from the first step on: what runs "
+            "backwards needs the whole sequence"
+        )
     k1 = _check.size("k1", k1)
     k2 = k1 if k2 is None else _check.size("k2", k2)
     if k2 < k1:
@@ -257,8 +262,8 @@ def truncated_gradient(
 
     Raises:
         TypeError: if an argument is of the wrong kind, or `loss` returns no scalar.
-        ValueError: if k1 is below 1, k2 below k1 or above T, T no multiple of k1, if targets
-            don't have T steps, or lengths, mask or resets don't fit the inputs.
+        ValueError: if the model runs backwards, k1 is below 1, k2 below k1 or above T, T no
+            multiple of k1, if targets don't have T steps, or lengths, mask or resets don't fit.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
