@@ -196,6 +196,9 @@ def describe(value: Any) -> str:
         parts = (f"{field}={describe(part)}" for field, part in fields)
         return f"{type(value).__name__}({', '.join(parts)})"
     if isinstance(value, tuple | list):
-        return f"{type(value).__name__}({', '.join(map(describe, value))})"
+        # Of a long list, such as an array's rows, the first few say enough.
+        parts = [describe(part) for part in value[: len(value) if len(value) <= 8 else 3]]
+        rest = [f"... {len(value)} in all"] if len(parts) < len(value) else []
+        return f"{type(value).__name__}({', '.join(parts + rest)})"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"

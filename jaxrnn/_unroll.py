@@ -53,7 +53,8 @@ def unroll(
         lengths: how many steps of each sequence are real, `(*batch)`; those after them are padding.
             A sequence's final state is that of its last real step, its outputs beyond are zero, and
             no gradient depends on what stands there. With `reverse` each sequence is reversed
-            within its length.
+            within its length. Under `jit`, where lengths have no values to check, one out of range
+            counts as the nearest in it.
         mask: which steps are real, `(T, *batch)`, for padding anywhere. A step that isn't keeps the
             state, and its output is zero.
         resets: before which steps to begin anew from `cell.initial_state`, `(T, *batch)`, for
@@ -100,26 +101,22 @@ def unroll(
     batch_shape = inputs.shape[1:-1]
     state = cell.checked_state(params, state, inputs, batch_shape=batch_shape)
     noise = cell.noise(inputs, key)
-    mask, resets = _flags(inputs, lengths, mask, resets, time_major=time_major)
+    mask, resets = checked_flags(inputs.shape[:-1], lengths, mask, resets, time_major=time_major)
     if engine is None:
         engine = choose_engine(cell, inputs).engine
 
     options = {"cell": cell, "engine": engine, "reverse": reverse, "keep_states": return_states}
-    if mask is None and resets is None:
-        state, outputs, states = run(params, state, noisy(inputs, noise), **options)
-    else:
-        state, outputs, states = _run_ragged(params, state, inputs, noise, mask, resets, **options)
+    state, outputs, states = run(params, state, inputs, noise, mask, resets, **options)
     if not time_major:
         move = functools.partial(jnp.moveaxis, source=0, destination=len(batch_shape))
         outputs, states = jax.tree.map(move, (outputs, states))
     return (state, outputs, states) if return_states else (state, outputs)
 
 
-def _flags(
-    inputs: Array, lengths: Any, mask: Any, resets: Any, *, time_major: bool
+def checked_flags(
+    shape: tuple[int, ...], lengths: Any, mask: Any, resets: Any, *, time_major: bool = True
 ) -> tuple[Bool[Array, "T *batch"] | None, Bool[Array, "T *batch"] | None]:
-    """Return which steps are real and which begin anew, None for all and for none."""
-    shape = inputs.shape[:-1]
+    """Return which steps of `(T, *batch)` are real and which begin anew, None for all and none."""
     if mask is not None:
         mask = _check.flags("mask", mask, shape, time_major=time_major)
     if resets is not None:
@@ -128,8 +125,8 @@ def _flags(
         _check.integers("lengths", lengths, low=0, high=shape[0])
         if lengths.shape != shape[1:]:
             raise ValueError(
-                f"lengths: got {_check.describe(lengths)}, wanted the shape {shape[1:]} of the "
-                f"batch of inputs {_check.describe(inputs)}"
+                f"lengths: got {_check.describe(lengths)}, wanted the shape {shape[1:]} of a "
+                "batch of inputs"
             )
         mask = real_steps(shape, lengths, mask)
         # In padding at the end nothing begins: it would undo the final state.
@@ -142,17 +139,13 @@ def _flags(
 @functools.partial(
     jax.jit, static_argnames=("cell", "engine", "reverse", "keep_states"), inline=True
 )
-def run(params, state, inputs, *, cell, engine, reverse, keep_states):
-    """Run a cell by an engine, on arguments that have been checked."""
-    return engine(cell, params, state, inputs, reverse=reverse, keep_states=keep_states)
-
-
-@functools.partial(
-    jax.jit, static_argnames=("cell", "engine", "reverse", "keep_states"), inline=True
-)
-def _run_ragged(
+def run(
     params, state, inputs, noise, mask, resets, *, cell, engine, reverse, keep_states
 ) -> tuple[Any, Any, Any]:
+    """Run a cell by an engine, on arguments that have been checked."""
+    if mask is None and resets is None:
+        inputs = noisy(inputs, noise)
+        return engine(cell, params, state, inputs, reverse=reverse, keep_states=keep_states)
     if resets is not None:
         initial = cell.initial_state(inputs.shape[1:-1], dtype=inputs.dtype, params=params)
         state = select(first_resets(resets, reverse=reverse), initial, state)

@@ -1,16 +1,18 @@
 """A loss on every step's output that never keeps them all."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell, checked_cell, noisy
-from jaxrnn._unroll import run
+from jaxrnn._cell import Cell, checked_cell
+from jaxrnn._unroll import checked_flags, run
 from jaxrnn.engines import Engine, checked_engine, choose_engine
-from jaxrnn.engines._chunks import scan_checkpointed
+from jaxrnn.engines._chunks import nearby_divisor, scan_checkpointed
 from jaxrnn.engines._engine import checked_chunk
 from jaxrnn.wrappers._compute_dtype import computing_in
 
@@ -24,6 +26,9 @@ def unroll_loss(
     state: PyTree | None = None,
     *,
     key: PRNGKeyArray | None = None,
+    lengths: Int[Array, "*batch"] | None = None,
+    mask: Bool[Array, "T *batch"] | None = None,
+    resets: Bool[Array, "T *batch"] | None = None,
     chunk: int | None = None,
     compute_dtype: Any = None,
     engine: Engine | None = None,
@@ -50,13 +55,18 @@ def unroll_loss(
         state: the state before the first step; `cell.initial_state` if None.
         key: a random key to train with, as in `unroll`; None to evaluate. The noise of all steps is
             drawn at once, and kept, so that it is that of `unroll`.
+        lengths: how many steps of each sequence are real, `(*batch)`, as in `unroll`. The loss gets
+            outputs of zero for the padding; what these are to count for is its own business, so
+            let targets say which they are.
+        mask: which steps are real, `(T, *batch)`, as in `unroll`.
+        resets: before which steps to begin anew, `(T, *batch)`, as in `unroll`.
         chunk: how many steps a chunk has. None takes a divisor of T near its square root. If T is
             no multiple of it, the steps that are left over are compiled for themselves.
         compute_dtype: as in `unroll`.
         engine: how to run a chunk; None takes that of `choose_engine`.
 
     Returns:
-        The state after the last step, and the sum.
+        The state after the last step, and the sum, of the dtype of the loss.
 
     Raises:
         TypeError: as `unroll`, and if `loss` is no function or doesn't return a floating scalar.
@@ -87,28 +97,35 @@ def unroll_loss(
     _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
     steps = inputs.shape[0]
     _check.steps("targets", targets, steps)
-    if chunk is not None:
+    if chunk is None:
+        chunk = nearby_divisor(steps, math.isqrt(steps))
+    else:
         chunk = checked_chunk(_check.size("chunk", chunk), steps)
     state = cell.checked_state(params, state, inputs, batch_shape=inputs.shape[1:-1])
+    mask, resets = checked_flags(inputs.shape[:-1], lengths, mask, resets)
+    per_step = inputs, cell.noise(inputs, key), mask, resets, targets
 
     def run_chunk(carry, of_steps):
         state, total = carry
-        inputs, noise, targets = of_steps
+        *of_cell, targets = of_steps
         state, outputs, _ = run(
             params,
             state,
-            noisy(inputs, noise),
+            *of_cell,
             cell=cell,
-            engine=engine or choose_engine(cell, inputs).engine,
+            engine=engine or choose_engine(cell, of_cell[0]).engine,
             reverse=False,
             keep_states=False,
         )
         return (state, total + _check.scalar("loss", loss(outputs, targets))), ()
 
+    # Zero of no dtype of its own takes the loss's, which may be wider than the inputs'.
+    first = jax.tree.map(lambda leaf: leaf[:chunk], per_step)
+    (_, total), _ = jax.eval_shape(run_chunk, (state, 0.0), first)
     (state, total), _ = scan_checkpointed(
         run_chunk,
-        (state, jnp.zeros((), inputs.dtype)),
-        (inputs, cell.noise(inputs, key), targets),
+        (state, jnp.zeros((), total.dtype)),
+        per_step,
         steps=steps,
         chunk=chunk,
         reverse=False,

@@ -237,6 +237,7 @@ def test_trees(value, error, message):
         (float32(), "float32[]"),
         (Pair(np.ones(1), "x"), "Pair(left=float64[1], right=str 'x')"),
         ([1, (None,)], "list(int 1, tuple(NoneType None))"),
+        ([[1, 2], *range(8)], "list(list(int 1, int 2), int 0, int 1, ... 9 in all)"),
         ("a" * 100, "str '" + "a" * 56 + "..."),
     ],
 )

@@ -198,6 +198,24 @@ def test_what_lies_further_on_than_the_run_is_removed(tmp_path):
     assert folders(tmp_path) == ["2026", "step_00000005", "step_size"]
 
 
+def test_checkpoints_of_other_programs_are_passed_over_and_stay(tmp_path):
+    """Orbax's own manager may number folders in the same way; and a file is no folder."""
+    foreign = tmp_path / "step_00000009" / "default"
+    foreign.mkdir(parents=True)
+    (foreign / "manifest.ocdbt").write_bytes(b"theirs")
+    (tmp_path / "step_00000007").write_bytes(b"theirs too")
+    checkpoints = jaxrnn.Checkpoints(tmp_path, keep=1)
+    _checkpoints.save(checkpoints, snapshot(1))
+    with pytest.warns(UserWarning, match="step_00000009 is passed over: it is not of jaxrnn"):
+        equal(_checkpoints.restore(checkpoints, snapshot(0)), snapshot(1))
+    _checkpoints.save(checkpoints, snapshot(2))
+    assert folders(tmp_path) == ["step_00000002", "step_00000007", "step_00000009"]
+    assert (foreign / "manifest.ocdbt").read_bytes() == b"theirs"
+    with pytest.raises(FileExistsError, match="step_00000009, which is not of jaxrnn"):
+        _checkpoints.save(checkpoints, snapshot(9))
+    assert (foreign / "manifest.ocdbt").exists()
+
+
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_is_the_run_that_never_was(tmp_path):
     """A real process, and SIGKILL at random moments: at the start, in steps, and in writes."""

@@ -542,6 +542,12 @@ def test_bad_arguments_of_embeddings_apply(params, inputs, error, message):
         jaxrnn.embedding(3, 4).apply(params, None, inputs)
 
 
+@pytest.mark.parametrize("layer", [TWO, jaxrnn.serial(GRU)])
+def test_a_misspelt_argument_of_serials_apply(layer):
+    with pytest.raises(TypeError, match="lenghts: got it in apply, which takes lengths, mask"):
+        apply_spec(layer, init_spec(layer, 5), None, spec(T, 5), lenghts=np.array(3))
+
+
 @pytest.mark.parametrize("make", [jaxrnn.rnn, jaxrnn.bidirectional])
 def test_bad_engine(make):
     layer = make(jaxrnn.gru(3), engine="fast")

@@ -157,6 +157,50 @@ def test_windows_with_resets_are_one_long_call():
         np.testing.assert_allclose(here.hidden, final.hidden, **FLOAT64)
 
 
+# Engines in chunks want no window shorter than a chunk.
+STREAMS = [
+    pytest.param(None, [1] * T, id="default"),
+    *[
+        pytest.param(row.engine, [3, 4], id=row.name, marks=pytest.mark.slow)
+        for row in ENGINES
+        if row.runs(jaxrnn.elman(H))
+    ],
+]
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("engine", "windows"), STREAMS)
+def test_a_stack_in_windows_is_one_long_call_to_the_last_bit(engine, windows):
+    """With whole numbers, whose sums are exact in any order: so nothing but rounding differs."""
+    cell = jaxrnn.learned_initial_state(jaxrnn.elman(H, activation=jax.nn.identity))
+    model = jaxrnn.serial(
+        jaxrnn.embedding(5, H),
+        jaxrnn.rnn(cell, engine=engine),
+        jaxrnn.residual(jaxrnn.rnn(cell, engine=engine)),
+        jaxrnn.dense(2),
+    )
+    rng = np.random.default_rng(0)
+    spec = jax.eval_shape(lambda: model.init(jax.random.key(0), dtype=jnp.float64))
+    params = jax.tree.map(lambda leaf: rng.integers(-2, 3, leaf.shape).astype(float), spec)
+    text = rng.integers(0, 5, (T, B))
+    apply = jax.jit(model.apply)
+    wanted = apply(params, None, text, **KINDS["all"])
+    state, parts, start = None, [], 0
+    for steps in windows:
+        here = slice(start, start + steps)
+        flags = {
+            "lengths": np.clip(LENGTHS - start, 0, steps),
+            "mask": MASK[here],
+            "resets": RESETS[here],
+        }
+        state, part = apply(params, state, text[here], **flags)
+        parts.append(part)
+        start += steps
+    assert start == T
+    jax.tree.map(np.testing.assert_array_equal, (state, jnp.concatenate(parts)), wanted)
+    assert len(np.unique(wanted[1])) > T
+
+
 @pytest.mark.usefixtures("float64")
 def test_layouts_and_transformations():
     cell = jaxrnn.gru(H)

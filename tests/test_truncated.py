@@ -95,6 +95,90 @@ def test_windows_back_to_the_start_give_the_full_gradient(k1, k2):
     close(got, (final, value, gradient))
 
 
+# A gap, padding at the end, and resets on the first step of a window, within one, and in the gap.
+LENGTHS: Any = np.array([T, T - 3])
+MASK: Any = np.arange(T)[:, None] != [[4, 2]]
+RESETS: Any = (np.arange(T)[:, None] == [[3, 8]]) | (np.arange(T)[:, None] == [[4, 11]])
+FLAGS = {"lengths": LENGTHS, "mask": MASK, "resets": RESETS}
+
+
+def flagged_problem(cell):
+    """A cell's layer, parameters, inputs, targets, state; padding is told from the rest by a 0."""
+    params, inputs, targets, state = drawn_problem(cell)
+    real = MASK & (np.arange(T)[:, None] < LENGTHS)
+    return jaxrnn.rnn(cell), params, inputs, (targets, real[..., None]), state
+
+
+def masked_error(outputs, targets):
+    targets, real = targets
+    return (real * (outputs - targets) ** 2).sum()
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    ("k1", "k2"), [(T, T), *[pytest.param(*p, marks=pytest.mark.slow) for p in [(1, T), (3, T)]]]
+)
+def test_with_flags_windows_back_to_the_start_give_the_full_gradient(k1, k2):
+    model, params, inputs, targets, state = flagged_problem(jaxrnn.gru(H))
+
+    def full(params):
+        final, outputs = model.apply(params, state, inputs, **FLAGS)
+        return masked_error(outputs, targets), final
+
+    (value, final), gradient = jax.jit(jax.value_and_grad(full, has_aux=True))(params)
+    arguments = model, masked_error, params, inputs, targets, state
+    got = jaxrnn.truncated_gradient(*arguments, k1=k1, k2=k2, **FLAGS)
+    close(got, (final, value, gradient))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("k1", "k2"), [(3, 5), pytest.param(3, 3, marks=pytest.mark.slow)])
+def test_fit_heeds_flags_of_each_window(k1, k2):
+    """Without learning, windows in a row are `truncated_gradient`, and the state goes on."""
+    model, params, inputs, targets, state = flagged_problem(jaxrnn.lstm(H))
+    loss = jaxrnn.truncated_loss(model, masked_error, k1=k1, k2=k2)
+    flags = {"mask": targets[1][..., 0], "resets": RESETS & (np.arange(T)[:, None] < LENGTHS)}
+    windows = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, k1, *leaf.shape[1:]), (inputs, targets, flags)
+    )
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    carry, total, gradient = loss.initial_carry(inputs, state), 0.0, None
+    for number in range(T // k1):
+        batch = jax.tree.map(lambda leaf, number=number: leaf[number], windows)
+        (value, carry), more = step(params, carry, batch)
+        total += value
+        gradient = more if gradient is None else jax.tree.map(jnp.add, gradient, more)
+    arguments = model, masked_error, params, inputs, targets, state
+    wanted = jaxrnn.truncated_gradient(*arguments, k1=k1, k2=k2, **FLAGS)
+    close((total, gradient), wanted[1:])
+    result = jaxrnn.fit(
+        loss,
+        params,
+        optax.sgd(0.0),
+        windows,
+        steps=T // k1,
+        key=KEY,
+        carry=loss.initial_carry(inputs, state),
+    )
+    close(result.losses.sum(), wanted[1])
+    close(result.carry, carry)
+
+
+@pytest.mark.usefixtures("float64")
+def test_no_gradient_passes_a_reset():
+    """Whatever k2 is: each part's gradient is that of a sequence of its own."""
+    cell = jaxrnn.gru(H)
+    params, inputs, targets, _ = drawn_problem(cell)
+    run = functools.partial(
+        jaxrnn.truncated_gradient, jaxrnn.rnn(cell), squared_error, params, k1=2
+    )
+    resets = jnp.broadcast_to(jnp.arange(T)[:, None] == 6, (T, B))
+    whole = run(inputs, targets, k2=10, resets=resets)
+    first, second = (run(inputs[at], targets[at], k2=6) for at in (slice(6), slice(6, None)))
+    close(whole[0], second[0])
+    close(whole[1:], jax.tree.map(jnp.add, first[1:], second[1:]))
+
+
 def test_a_truncated_gradient_is_not_the_full_one():
     """Over a constant loss of memory: the sum s_t = w s_(t-1) + x_t, whose gradient is known."""
     cell = jaxrnn.elman(1, activation=jax.nn.identity, use_bias=False)
@@ -188,7 +272,8 @@ def test_fit_trains_window_by_window_with_overlap():
     close(result.losses, losses)
     close(result.params, params)
     np.testing.assert_array_equal(result.carry.inputs, inputs[-(k2 - k1) :])
-    assert result.carry.length == k2 - k1
+    assert result.carry.mask.all()
+    assert not result.carry.resets.any()
 
 
 # Bad input --------------------------------------------------------------------------------------
@@ -203,6 +288,20 @@ def test_fit_trains_window_by_window_with_overlap():
             ValueError,
             "outputs of model: got .* wanted an array of 4 steps",
         ),
+        (
+            {"model": jaxrnn.rnn(jaxrnn.gru(H), reverse=True)},
+            ValueError,
+            r"model: got Layer\(rnn\(gru\)\), wanted one that streams, from the first step on",
+        ),
+        (
+            {
+                "model": jaxrnn.serial(
+                    jaxrnn.dense(3), jaxrnn.residual(jaxrnn.bidirectional(jaxrnn.gru(H)))
+                )
+            },
+            ValueError,
+            r"model: got Layer\(serial\(2 layers\)\), wanted one that streams",
+        ),
         ({"loss": "mse"}, TypeError, "loss: got str 'mse'"),
         ({"loss": lambda outputs, targets: outputs}, TypeError, "loss: returned float32"),
         ({"k1": 0}, ValueError, "k1: got 0"),
@@ -216,6 +315,10 @@ def test_fit_trains_window_by_window_with_overlap():
         ({"targets": jnp.ones((T - 1, B))}, ValueError, r"targets: got float32\[11, 2\].*12 steps"),
         ({"state": jnp.ones(3)}, TypeError, "state: got float32"),
         ({"key": 0}, TypeError, "key: got int 0"),
+        ({"lengths": np.array([T + 1, 0])}, ValueError, "lengths: got integers from 0 to 13"),
+        ({"lengths": np.ones((B, 1), int)}, ValueError, r"lengths: got int64\[2, 1\], wanted"),
+        ({"mask": np.ones((T, B))}, TypeError, r"mask: got float64\[12, 2\], wanted .*bools"),
+        ({"resets": RESETS[1:]}, ValueError, r"resets: got bool\[11, 2\], wanted bool\[12, 2\]"),
     ],
 )
 def test_bad_input(change, error, message):
@@ -241,6 +344,17 @@ def test_bad_input(change, error, message):
         ({"carry": jnp.ones(3)}, TypeError, r"carry: got float32\[3\], wanted what initial_carry"),
         ({"batches": jnp.ones((4, 2, B, 3))}, TypeError, "batch: got float32"),
         ({"batches": 2 * (jnp.ones((4, 3, B, 3)),)}, ValueError, "inputs: .* wanted k1=2 steps"),
+        ({"batches": 3 * (jnp.ones((4, 2, B, 3)),)}, TypeError, r"flags: got float32.* a dict of"),
+        (
+            {"batches": (*2 * (jnp.ones((4, 2, B, 3)),), {"reset": jnp.ones((4, 2, B), bool)})},
+            TypeError,
+            "flags: got dict .*wanted a dict of mask and resets",
+        ),
+        (
+            {"batches": (*2 * (jnp.ones((4, 2, B, 3)),), {"mask": jnp.ones((4, 2), bool)})},
+            ValueError,
+            r"mask: got bool\[2\], wanted bool\[2, 2\]",
+        ),
     ],
 )
 def test_bad_input_in_fit(change, error, message):

@@ -12,7 +12,7 @@ import pytest
 
 import jaxrnn
 from tests.cells import DEEP, problem
-from tests.tolerances import FLOAT64
+from tests.tolerances import FLOAT32, FLOAT64
 
 H, T, B, SYMBOLS = 3, 12, 2, 5
 untyped: Any = jaxrnn
@@ -57,6 +57,66 @@ def test_values_and_gradients_are_those_of_the_plain_loss(row, chunk):
         for run in (chunked, plain)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+
+
+# In chunks of 5 steps: padding that begins within one, and resets at the first step of another.
+LENGTHS: Any = np.array([12, 7])
+MASK: Any = np.arange(2 * T).reshape(T, 2) % 5 != 2
+RESETS: Any = np.isin(np.arange(T)[:, None], [[0], [5], [6], [11]]) & [True, False]
+RESETS[8] = True
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lengths": LENGTHS, "mask": MASK, "resets": RESETS, "chunk": 5},
+        *[
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in [
+                {"lengths": LENGTHS},
+                {"mask": MASK, "chunk": 1},
+                {"resets": RESETS, "chunk": 4},
+                {"lengths": LENGTHS, "resets": RESETS, "engine": jaxrnn.scan()},
+            ]
+        ],
+    ],
+)
+def test_lengths_masks_and_resets_are_those_of_unroll(data, options):
+    cell = jaxrnn.gru(H)
+    arguments = problem(cell, length=T, batch=(B,))
+    readout, labels = data
+    of_unroll = {name: value for name, value in options.items() if name != "chunk"}
+
+    def chunked(params, inputs, state):
+        loss = functools.partial(cross_entropy, readout)
+        final, total = jaxrnn.unroll_loss(loss, cell, params, inputs, labels, state, **options)
+        return total + jnp.sin(final.hidden).sum(), (final, total)
+
+    def plain(params, inputs, state):
+        final, outputs = jaxrnn.unroll(cell, params, inputs, state, **of_unroll)
+        total = cross_entropy(readout, outputs, labels)
+        return total + jnp.sin(final.hidden).sum(), (final, total)
+
+    got, wanted = (
+        jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2), has_aux=True))(*arguments)
+        for run in (chunked, plain)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+
+
+def test_the_sum_has_the_dtype_of_the_loss():
+    """Sums of bfloat16 lose all but 8 bits, so a loss may be wider than what it is of."""
+    cell = jaxrnn.elman(H)
+    params, inputs, _ = problem(cell, length=T, batch=(B,), dtype=jnp.bfloat16)
+
+    def loss(outputs, _):
+        return outputs.astype(jnp.float32).sum()
+
+    _, total = jaxrnn.unroll_loss(loss, cell, params, inputs, None, chunk=5)
+    _, outputs = jaxrnn.unroll(cell, params, inputs)
+    assert total.dtype == np.float32
+    np.testing.assert_allclose(total, loss(outputs, None), **FLOAT32)
 
 
 @pytest.mark.slow
@@ -105,6 +165,10 @@ def test_an_empty_sequence_costs_nothing(data):
         ({"chunk": T + 1}, ValueError, "chunk: got 13 for inputs of 12 steps"),
         ({"engine": "scan"}, TypeError, "engine: got str"),
         ({"state": jnp.ones(3)}, TypeError, "state: got float32"),
+        ({"lengths": np.array([T + 1, 0])}, ValueError, "lengths: got integers from 0 to 13"),
+        ({"lengths": np.array([T])}, ValueError, r"lengths: got int64\[1\], wanted.*\(2,\)"),
+        ({"mask": MASK[1:]}, ValueError, r"mask: got bool\[11, 2\], wanted bool\[12, 2\]"),
+        ({"resets": 1 * RESETS}, TypeError, r"resets: got int64\[12, 2\], wanted .*bools"),
     ],
 )
 def test_bad_input(data, change, error, message):

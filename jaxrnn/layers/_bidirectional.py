@@ -107,4 +107,12 @@ def bidirectional(
         )
 
     name = f"bidirectional({forward.name})"
-    return Layer(init, initial_state, apply, name, True, output_size_of_both)
+    return Layer(
+        init,
+        initial_state,
+        apply,
+        name,
+        ragged=True,
+        streams=False,
+        output_size=output_size_of_both,
+    )

@@ -13,7 +13,10 @@ class Layer:
     """A frozen record of three pure functions from sequence to sequence.
 
     As a layer takes a state and returns one, a sequence may come in windows of any length: carry
-    the state from one window to the next and the outputs are those of the whole sequence.
+    the state from one window to the next and the outputs are those of the whole sequence, up to
+    the rounding of programs compiled for other shapes. Cut `mask` and `resets` as the inputs are;
+    `lengths` of a window from step `start` on are what is left of each sequence,
+    `jnp.clip(lengths - start, 0, steps)`.
 
     Attributes:
         init: `(key, input_size=None, *, dtype=float32) -> params`. `input_size` is the number of
@@ -27,6 +30,8 @@ class Layer:
         ragged: whether `apply` also takes `lengths`, `mask` and `resets`, as `unroll` does, and
             `unroll`, a function to run each cell with in its place, by which the diagnostics see
             inside; what acts on each step by itself has no need of them.
+        streams: whether the sequence may come in windows; not so if anything in the layer runs from
+            the last step to the first.
         output_size: `(params, input_size, dtype) -> O`, the number of features of the outputs. None
             has it found by `apply`, abstractly and on a single step.
 
@@ -49,6 +54,7 @@ class Layer:
     apply: Callable[..., tuple[Any, Any]]
     name: str = "layer"
     ragged: bool = False
+    streams: bool = True
     output_size: Callable[..., int] | None = None
 
     def __repr__(self) -> str:

@@ -93,7 +93,15 @@ def rnn(
         )
         return output.shape[-1]
 
-    return Layer(cell.init, cell.initial_state, apply, f"rnn({cell.name})", True, output_size)
+    return Layer(
+        cell.init,
+        cell.initial_state,
+        apply,
+        f"rnn({cell.name})",
+        ragged=True,
+        streams=not reverse,
+        output_size=output_size,
+    )
 
 
 def _last_output(

@@ -72,6 +72,10 @@ def serial(*layers: Layer) -> Layer:
         states = (None,) * len(layers) if state is None else state
         _check.entries("params", params, len(layers))
         _check.entries("state", states, len(layers))
+        # Here, as no layer might be recurrent, and look at them.
+        unknown = sorted(ragged.keys() - {"lengths", "mask", "resets", "unroll"})
+        if unknown:
+            raise TypeError(f"{unknown[0]}: got it in apply, which takes lengths, mask and resets")
         keys: Any = [None] * len(layers)
         if key is not None:
             keys = jax.random.split(_check.key("key", key), len(layers))
@@ -91,7 +95,15 @@ def serial(*layers: Layer) -> Layer:
         return input_size
 
     name = f"serial({len(layers)} layers)"
-    return Layer(init, initial_state, apply, name, True, output_size_of_stack)
+    return Layer(
+        init,
+        initial_state,
+        apply,
+        name,
+        ragged=True,
+        streams=all(layer.streams for layer in layers),
+        output_size=output_size_of_stack,
+    )
 
 
 @contextlib.contextmanager

@@ -32,10 +32,10 @@ class Checkpoints:
 
     A run that was killed, at any moment, and started again in the same way returns to the last bit
     what it would have returned. A checkpoint that is damaged, or whose writing was cut off, is
-    passed over with a warning. One of another run, with other parameters, optimizer state, carry,
-    key or number of batches, is an error that names the first leaf that is different; what a loss
-    or an optimizer computes is not in a checkpoint. It needs Orbax:
-    `pip install "jaxrnn[checkpoints]"`.
+    passed over with a warning, and so is a folder of another program, which is never removed.
+    One of another run, with other parameters, optimizer state, carry, key or number of batches, is
+    an error that names the first leaf that is different; what a loss or an optimizer computes is
+    not in a checkpoint. It needs Orbax: `pip install "jaxrnn[checkpoints]"`.
 
     With several processes the first writes, and all read, so the directory must be one that they
     share. A run may go on with another number of devices or processes; then it is the same up to
@@ -93,7 +93,8 @@ def save(checkpoints: Checkpoints, snapshot: Snapshot) -> None:
             if _step(folder) <= step and (folder / _DIGESTS).exists()
         ]
         for folder in set(_folders(directory)) - set(whole[-checkpoints.keep :]):
-            _remove(folder)
+            if _is_ours(folder):
+                _remove(folder)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("jaxrnn: a checkpoint is written")
 
@@ -144,6 +145,11 @@ def _orbax_checkpointer() -> Any:
 
 
 def _write(folder: Path, arrays: dict[str, np.ndarray], described: dict[str, str]) -> None:
+    if folder.exists() and not _is_ours(folder):
+        raise FileExistsError(
+            f"checkpoints: got a directory with {folder}, which is not of jaxrnn, wanted one for "
+            "its checkpoints alone"
+        )
     _remove(folder)
     folder.mkdir(parents=True)
     with _orbax_checkpointer() as orbax:
@@ -179,6 +185,8 @@ def _load(folder: Path, start: Snapshot) -> Snapshot:
 
 def _damage(folder: Path) -> str | None:
     """Say why a checkpoint isn't whole, or None if it is."""
+    if not _is_ours(folder):
+        return "it is not of jaxrnn"
     if not (folder / _DIGESTS).exists():
         return "its writing was cut off"
     lines = (folder / _DIGESTS).read_text(errors="replace").splitlines()
@@ -213,9 +221,14 @@ def _step(folder: Path) -> int:
 def _folders(directory: Path) -> list[Path]:
     """Return the folders of checkpoints, whole or not, the newest last."""
     folders = directory.glob("step_*")
-    return sorted(
-        (path for path in folders if path.name.removeprefix("step_").isdecimal()), key=_step
-    )
+    numbered = (path for path in folders if path.name.removeprefix("step_").isdecimal())
+    return sorted((path for path in numbered if path.is_dir()), key=_step)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Say whether a folder has nothing but what is written here: others' are never removed."""
+    names = (path.name for path in folder.iterdir())
+    return all(name.startswith((_LEAVES, _DIGESTS)) for name in names)
 
 
 def _remove(folder: Path) -> None:

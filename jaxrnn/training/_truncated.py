@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from jaxrnn import _check
+from jaxrnn._unroll import checked_flags
 from jaxrnn.layers import Layer
 
 
@@ -20,12 +21,14 @@ class TruncatedCarry(NamedTuple):
     Attributes:
         state: the model's state before those steps.
         inputs: their inputs, with zeros in front while the sequence is younger.
-        length: how many of them the sequence has had.
+        mask: which of them are real: none in front, nor what a batch's mask says of them.
+        resets: before which of them to begin anew.
     """
 
     state: PyTree
     inputs: Shaped[Array, "K *batch"]
-    length: Int[Array, ""]
+    mask: Bool[Array, "K *batch"]
+    resets: Bool[Array, "K *batch"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +76,14 @@ class TruncatedLoss:
         state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
         # NumPy's 64 bits are 32 here, unless they are enabled.
         kept = jnp.zeros((self.k2 - self.k1, *inputs.shape[1:]), jnp.result_type(inputs.dtype))
-        return TruncatedCarry(state, kept, jnp.zeros((), jnp.int32))
+        never = jnp.zeros(_steps_and_batch(kept), bool)
+        return TruncatedCarry(state, kept, never, never)
 
     def __call__(
         self,
         params: PyTree,
         carry: TruncatedCarry,
-        batch: tuple[Shaped[Array, "k1 *batch"], PyTree],
+        batch: tuple[Any, ...],
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, ""], TruncatedCarry]:
         """Return the loss of the window's k1 new steps, and the carry of the next window."""
@@ -95,30 +99,43 @@ class TruncatedLoss:
             raise TypeError(
                 f"carry: got {_check.describe(carry)}, wanted what initial_carry returns"
             )
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise TypeError(f"batch: got {_check.describe(batch)}, wanted (inputs, targets)")
-        inputs, targets = batch
+        if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+            raise TypeError(
+                f"batch: got {_check.describe(batch)}, wanted (inputs, targets), or "
+                "(inputs, targets, flags)"
+            )
+        inputs, targets, *flags = batch
         if inputs.shape[:1] != (k1,):
             raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted k1={k1} steps")
         _check.steps("targets", targets, k1)
+        shape = _steps_and_batch(inputs)
+        new_mask, new_resets = _mask_and_resets(flags[0] if flags else {}, shape)
 
         inputs = jnp.concatenate([carry.inputs, inputs])
-        shape = _steps_and_batch(inputs)
-        real = jnp.arange(k2) >= k2 - k1 - carry.length
-        mask = jnp.broadcast_to(real.reshape(k2, *[1] * (len(shape) - 1)), shape)
+        mask, resets = (
+            jnp.concatenate([old, jnp.full(shape, otherwise) if new is None else new])
+            for old, new, otherwise in (
+                (carry.mask, new_mask, True),
+                (carry.resets, new_resets, False),
+            )
+        )
+        # Without overlap there are no steps before to skip; a layer without state skips none.
+        used: dict[str, Array] = {}
+        if self.model.ragged and (k2 > k1 or new_mask is not None):
+            used["mask"] = mask
+        if self.model.ragged and new_resets is not None:
+            used["resets"] = resets
         keys = (None, None) if key is None else jax.random.split(_check.key("key", key))
 
         def run(state: PyTree, part: slice, key: PRNGKeyArray | None) -> tuple[Any, Array]:
-            # Without overlap there is never a step to skip; a layer without state needn't skip.
-            skips = k2 > k1 and self.model.ragged
-            options = {"mask": mask[part]} if skips else {}
+            options = {name: flag[part] for name, flag in used.items()}
             state, outputs = self.model.apply(params, state, inputs[part], key=key, **options)
             _check.steps("outputs of model", outputs, inputs[part].shape[0])
             return state, outputs
 
         # In two parts, as the next window begins where the first ends.
         state, outputs = run(carry.state, slice(k1), keys[0])
-        next_carry = TruncatedCarry(state, inputs[k1:], jnp.minimum(carry.length + k1, k2 - k1))
+        next_carry = TruncatedCarry(state, inputs[k1:], mask[k1:], resets[k1:])
         if k2 > k1:
             state, more = run(state, slice(k1, None), keys[1])
             outputs = jnp.concatenate([outputs, more])[-k1:]
@@ -149,12 +166,15 @@ def truncated_loss(
 
     Returns:
         A loss `(params, carry, batch, key) -> (scalar, carry)`, on batches `(inputs, targets)` of
-        k1 steps. Its method `initial_carry(inputs, state=None)` makes the first carry.
+        k1 steps, or `(inputs, targets, flags)`, where flags are a dict of `mask` or `resets` or
+        both, `(k1, *batch)`, as `unroll` takes them: what is padding, and where sequences begin
+        anew. Its method `initial_carry(inputs, state=None)` makes the first carry.
 
     Raises:
         TypeError: if an argument is of the wrong kind; in a call, if `loss` returns no scalar, or
             the carry is none of `initial_carry`.
-        ValueError: if k1 is below 1 or k2 below k1; in a call, if the batch hasn't k1 steps.
+        ValueError: if the model runs backwards, k1 is below 1 or k2 below k1; in a call, if the
+            batch hasn't k1 steps, or flags aren't of its shape.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn, optax
@@ -175,6 +195,11 @@ def truncated_loss(
     """
     if not isinstance(model, Layer):
         raise TypeError(f"model: got {_check.describe(model)}, wanted a jaxrnn.Layer")
+    if not model.streams:
+        raise ValueError(
+            f"model: got {model!r}, wanted one that streams, from the first step on: what runs "
+            "backwards needs the whole sequence"
+        )
     k1 = _check.size("k1", k1)
     k2 = k1 if k2 is None else _check.size("k2", k2)
     if k2 < k1:
@@ -193,6 +218,9 @@ def truncated_gradient(
     k1: int,
     k2: int | None = None,
     key: PRNGKeyArray | None = None,
+    lengths: Int[Array, "*batch"] | None = None,
+    mask: Bool[Array, "T *batch"] | None = None,
+    resets: Bool[Array, "T *batch"] | None = None,
 ) -> tuple[Any, Float[Array, ""], PyTree]:
     """Gradient of a sequence's loss by truncated backpropagation through time.
 
@@ -222,6 +250,11 @@ def truncated_gradient(
         k1: how many new steps a window has.
         k2: through how many steps its gradient goes back; k1 if None.
         key: a random key, with which the model trains; without one it evaluates.
+        lengths: how many steps of each sequence are real, `(*batch)`, as in `unroll`. The loss gets
+            what the model makes of padding too, so let targets say where it is.
+        mask: which steps are real, `(T, *batch)`, as in `unroll`.
+        resets: before which steps to begin anew, `(T, *batch)`, as in `unroll`. No gradient goes
+            back through these.
 
     Returns:
         `(state, value, gradient)`: the state after the last step, the loss of all steps, which is
@@ -229,8 +262,8 @@ def truncated_gradient(
 
     Raises:
         TypeError: if an argument is of the wrong kind, or `loss` returns no scalar.
-        ValueError: if k1 is below 1, k2 below k1 or above T, T no multiple of k1, or if targets
-            don't have T steps.
+        ValueError: if the model runs backwards, k1 is below 1, k2 below k1 or above T, T no
+            multiple of k1, if targets don't have T steps, or lengths, mask or resets don't fit.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -261,8 +294,11 @@ def truncated_gradient(
         raise ValueError(f"inputs: got {steps} steps, wanted a multiple of k1={of_windows.k1}")
     if key is not None:
         _check.key("key", key)
+    mask, resets = checked_flags(_steps_and_batch(inputs), lengths, mask, resets)
+    flags = {"mask": mask, "resets": resets}
+    flags = {name: flag for name, flag in flags.items() if flag is not None}
     carry = of_windows.initial_carry(inputs, state, params=params)
-    return _sum_windows(of_windows, params, carry, (inputs, targets), key)
+    return _sum_windows(of_windows, params, carry, (inputs, targets, flags), key)
 
 
 # Jitted, so that a call outside of any jit compiles once; inlined, so that inside of one it leaves
@@ -289,6 +325,13 @@ def _sum_windows(
         add_window, (carry, carry.state, *zeros), (windows, keys)
     )
     return state, value, gradient
+
+
+def _mask_and_resets(flags: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """Return a batch's mask and resets, None for each that it hasn't got."""
+    if not isinstance(flags, dict) or not flags.keys() <= {"mask", "resets"}:
+        raise TypeError(f"flags: got {_check.describe(flags)}, wanted a dict of mask and resets")
+    return checked_flags(shape, None, flags.get("mask"), flags.get("resets"))
 
 
 def _steps_and_batch(inputs: Any) -> tuple[int, ...]:
