@@ -1,8 +1,9 @@
-"""Live comparison with PyTorch and Keras: outputs, and gradients of everything, in float32.
+"""Live comparison with PyTorch and Keras: outputs in float32, and all gradients too in float64.
 
 The conversions of weights are written out here, as the frameworks document their layouts.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -14,11 +15,17 @@ import pytest
 
 import jaxrnn
 from tests.cells import problem
-from tests.tolerances import PEERS_RELATIVE, relative_error
+from tests.tolerances import PEERS_RELATIVE, relative_error, x64
 
 pytestmark = pytest.mark.peers
 
 T, B, I, H = 20, 3, 5, 8
+
+
+@pytest.fixture(params=["float32", "float64"], autouse=True)
+def dtype(request):
+    with x64() if request.param == "float64" else contextlib.nullcontext():
+        yield request.param
 
 
 def framework(name):
@@ -41,11 +48,18 @@ def ours(cell, params, inputs, state):
 
 
 def weights():
-    return np.cos(np.arange(T * B * H, dtype=np.float32)).reshape(T, B, H)
+    return np.cos(np.arange(T * B * H, dtype=jnp.result_type(float))).reshape(T, B, H)
 
 
 def assert_close(got, wanted):
-    assert relative_error(got, wanted) < PEERS_RELATIVE
+    assert got.dtype == jnp.result_type(float)
+    assert relative_error(got, wanted) < PEERS_RELATIVE[str(got.dtype)]
+
+
+def assert_gradients_close(got, wanted):
+    # They are sums over all steps, whose terms cancel: in float32 that leaves fewer digits.
+    if got.dtype == jnp.float64:
+        assert_close(got, wanted)
 
 
 # PyTorch: kernels are transposed, gates are in our order, and there are always two biases.
@@ -64,7 +78,7 @@ def assert_close(got, wanted):
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
-def test_pytorch(cell, layer, options):
+def test_pytorch(cell, layer, options, dtype):
     torch = framework("torch")
     params, inputs, state = problem(cell, length=T, batch=(B,), features=I)
     second_bias = getattr(params, "recurrent_bias", None)
@@ -73,7 +87,7 @@ def test_pytorch(cell, layer, options):
     def tensor(array):
         return torch.tensor(np.array(array), requires_grad=True)
 
-    theirs = getattr(torch.nn, layer)(I, H, **options)
+    theirs = getattr(torch.nn, layer)(I, H, dtype=getattr(torch, dtype), **options)
     with torch.no_grad():
         theirs.weight_ih_l0.copy_(tensor(params.kernel.T))
         theirs.weight_hh_l0.copy_(tensor(params.recurrent_kernel.T))
@@ -89,19 +103,19 @@ def test_pytorch(cell, layer, options):
 
     got, (params_gradient, inputs_gradient, state_gradient) = ours(cell, params, inputs, state)
     assert_close(got, outputs.detach())
-    assert_close(inputs_gradient, x.grad)
-    assert_close(params_gradient.kernel, theirs.weight_ih_l0.grad.T)
-    assert_close(params_gradient.recurrent_kernel, theirs.weight_hh_l0.grad.T)
+    assert_gradients_close(inputs_gradient, x.grad)
+    assert_gradients_close(params_gradient.kernel, theirs.weight_ih_l0.grad.T)
+    assert_gradients_close(params_gradient.recurrent_kernel, theirs.weight_hh_l0.grad.T)
     if has_bias:
-        assert_close(params_gradient.bias, theirs.bias_ih_l0.grad)
+        assert_gradients_close(params_gradient.bias, theirs.bias_ih_l0.grad)
     if second_bias is not None:
-        assert_close(params_gradient.recurrent_bias, theirs.bias_hh_l0.grad)
+        assert_gradients_close(params_gradient.recurrent_bias, theirs.bias_hh_l0.grad)
     for leaf, tensor_of_leaf in zip(state_gradient, first, strict=True):
-        assert_close(leaf, tensor_of_leaf.grad[0])
+        assert_gradients_close(leaf, tensor_of_leaf.grad[0])
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_pytorchs_projection(size):
+def test_pytorchs_projection(size, dtype):
     torch = framework("torch")
     cell = jaxrnn.projection(jaxrnn.lstm(H), size)
     params, inputs, state = problem(cell, length=T, batch=(B,), features=I)
@@ -109,7 +123,7 @@ def test_pytorchs_projection(size):
     def tensor(array):
         return torch.tensor(np.array(array), requires_grad=True)
 
-    theirs = torch.nn.LSTM(I, H, proj_size=size)
+    theirs = torch.nn.LSTM(I, H, proj_size=size, dtype=getattr(torch, dtype))
     with torch.no_grad():
         theirs.weight_ih_l0.copy_(tensor(params.cell.kernel.T))
         theirs.weight_hh_l0.copy_(tensor(params.cell.recurrent_kernel.T))
@@ -131,13 +145,13 @@ def test_pytorchs_projection(size):
     assert_close(got, outputs.detach())
     assert_close(final.hidden, hidden.detach()[0])
     assert_close(final.cell, of_cell.detach()[0])
-    assert_close(of_inputs, x.grad)
-    assert_close(of_params.cell.kernel, theirs.weight_ih_l0.grad.T)
-    assert_close(of_params.cell.recurrent_kernel, theirs.weight_hh_l0.grad.T)
-    assert_close(of_params.cell.bias, theirs.bias_ih_l0.grad)
-    assert_close(of_params.projection, theirs.weight_hr_l0.grad.T)
+    assert_gradients_close(of_inputs, x.grad)
+    assert_gradients_close(of_params.cell.kernel, theirs.weight_ih_l0.grad.T)
+    assert_gradients_close(of_params.cell.recurrent_kernel, theirs.weight_hh_l0.grad.T)
+    assert_gradients_close(of_params.cell.bias, theirs.bias_ih_l0.grad)
+    assert_gradients_close(of_params.projection, theirs.weight_hr_l0.grad.T)
     for leaf, tensor_of_leaf in zip(of_state, first, strict=True):
-        assert_close(leaf, tensor_of_leaf.grad[0])
+        assert_gradients_close(leaf, tensor_of_leaf.grad[0])
 
 
 # Keras: kernels lie as ours do, GRU gates are in the order z r n, and batch comes before time.
@@ -171,12 +185,16 @@ def keras_gru_weights(params):
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
-def test_keras(cell, layer, options):
+def test_keras(cell, layer, options, dtype):
     keras = framework("keras")
     if keras.backend.backend() != "jax":
         pytest.skip("Keras runs on another backend than JAX")
     params, inputs, state = problem(cell, length=T, batch=(B,), features=I)
-    theirs = getattr(keras.layers, layer)(H, return_sequences=True, return_state=True, **options)
+    # Keras' own tanh computes in float32 whatever it gets.
+    options = {"activation": jnp.tanh, **options}
+    theirs = getattr(keras.layers, layer)(
+        H, return_sequences=True, return_state=True, dtype=dtype, **options
+    )
     theirs.build((B, T, I))
 
     def variables(params):
@@ -199,4 +217,4 @@ def test_keras(cell, layer, options):
     (_, outputs), gradients = run(params, inputs, state)
     got, our_gradients = ours(cell, params, inputs, state)
     assert_close(got, outputs)
-    jax.tree.map(assert_close, our_gradients, gradients)
+    jax.tree.map(assert_gradients_close, our_gradients, gradients)

@@ -12,9 +12,9 @@ FLOAT64: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-13}
 # Float32 against float32, the same computation in another order: rounding is 6e-8 an operation.
 FLOAT32: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-6}
 
-# Frameworks against each other in float32: error of the whole array relative to its norm, where
-# single roundings average out.
-PEERS_RELATIVE = 1e-6
+# Frameworks against each other: error of the whole array relative to its norm, where single
+# roundings average out.
+PEERS_RELATIVE = {"float32": 1e-6, "float64": 1e-13}
 
 # Sixteen bits against float32: bfloat16 keeps 8 bits, so each rounding is 4e-3; float16 keeps 11.
 SIXTEEN_BITS = {"bfloat16": 6e-2, "float16": 8e-3}
