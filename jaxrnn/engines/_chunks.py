@@ -78,7 +78,11 @@ def scan_chunks(
     else:
         carry, first = whole(carry)
         carry, last = rest(carry)
-    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), first, last)
+    # Leaf by leaf, as functions among the outputs, which are pytrees too, are never equal.
+    first, tree = jax.tree.flatten(first)
+    return carry, tree.unflatten(
+        [jnp.concatenate(parts) for parts in zip(first, jax.tree.leaves(last), strict=True)]
+    )
 
 
 def scan_checkpointed(
