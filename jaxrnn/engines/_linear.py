@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import core
 from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 
@@ -56,7 +56,7 @@ def linear_with_transpose(
         function=flat_function,
         transpose=flat_transpose,
         num_residuals=len(flat_residuals),
-        specs=tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in flat_like),
+        avals=tuple(jax.typeof(leaf) for leaf in flat_like),
     )
     return out_tree.unflatten(out)
 
@@ -66,13 +66,13 @@ _linear_p.multiple_results = True
 
 
 @_linear_p.def_impl
-def _evaluate(*arguments, function, transpose, num_residuals, specs):
+def _evaluate(*arguments, function, transpose, num_residuals, avals):
     return function(list(arguments[:num_residuals]), list(arguments[num_residuals:]))
 
 
 @_linear_p.def_abstract_eval
-def _abstract_eval(*arguments, function, transpose, num_residuals, specs):
-    return [core.ShapedArray(spec.shape, spec.dtype) for spec in specs]
+def _abstract_eval(*arguments, function, transpose, num_residuals, avals):
+    return list(avals)
 
 
 mlir.register_lowering(_linear_p, mlir.lower_fun(_evaluate, multiple_results=True))
@@ -91,7 +91,7 @@ def _jvp(primals, tangents, **params):
     return out, tangents_out
 
 
-def _transpose(cotangents, *arguments, function, transpose, num_residuals, specs):
+def _transpose(cotangents, *arguments, function, transpose, num_residuals, avals):
     cotangents = [ad.instantiate_zeros(cotangent) for cotangent in cotangents]
     results = transpose(list(arguments[:num_residuals]), cotangents)
     wanted = [ad.is_undefined_primal(argument) for argument in arguments[num_residuals:]]
@@ -100,7 +100,7 @@ def _transpose(cotangents, *arguments, function, transpose, num_residuals, specs
     ]
 
 
-def _batch(arguments, axes, *, function, transpose, num_residuals, specs):
+def _batch(arguments, axes, *, function, transpose, num_residuals, avals):
     (size,) = {a.shape[d] for a, d in zip(arguments, axes, strict=True) if d is not None}
     # Batched along their first axis are all tangents, and of the rest what comes batched.
     moved, new_axes = [], []
@@ -118,9 +118,15 @@ def _batch(arguments, axes, *, function, transpose, num_residuals, specs):
         function=jax.vmap(function, **mapped),
         transpose=jax.vmap(transpose, **mapped),
         num_residuals=num_residuals,
-        specs=tuple(jax.ShapeDtypeStruct((size, *spec.shape), spec.dtype) for spec in specs),
+        avals=tuple(_with_axis(aval, size) for aval in avals),
     )
     return out, [0] * len(out)
+
+
+def _with_axis(aval: Any, size: int) -> Any:
+    """Return what an array is known by after it got a new first axis, on the same devices."""
+    sharding = NamedSharding(aval.sharding.mesh, PartitionSpec(None, *aval.sharding.spec))
+    return aval.update(shape=(size, *aval.shape), sharding=sharding)
 
 
 ad.primitive_jvps[_linear_p] = _jvp
