@@ -1,5 +1,6 @@
 """What can be learned of a function from its jaxpr."""
 
+import collections
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,37 @@ def leaves_read(function: Callable[..., Any], *arguments: PyTree) -> tuple[PyTre
     read |= {id(atom) for atom in jaxpr.outvars}
     answers = [id(variable) in read for variable in jaxpr.invars]
     return jax.tree.unflatten(jax.tree.structure(arguments), answers)
+
+
+def leaves_added(
+    function: Callable[..., Any], others: tuple[Any, ...], left: PyTree, right: PyTree
+) -> dict[int, int]:
+    """Return which arrays of `left` a function only adds to one of `right`, and does so once.
+
+    Args:
+        function: a function of `(*others, left, right)`.
+        others: its first arguments, arrays or their shapes and dtypes.
+        left: a pytree of such.
+        right: another one.
+
+    Returns:
+        The number of each such leaf of `left`, with that of its addend in `right`, of which the
+        same is true.
+    """
+    jaxpr = jax.make_jaxpr(function)(*others, left, right).jaxpr
+    used = [id(atom) for equation in jaxpr.eqns for atom in equation.invars]
+    used += [id(atom) for atom in jaxpr.outvars]
+    once = {number for number, times in collections.Counter(used).items() if times == 1}
+    start, middle = (len(jax.tree.leaves(part)) for part in (others, (*others, left)))
+    places = {id(variable): place for place, variable in enumerate(jaxpr.invars)}
+    pairs = {}
+    for equation in jaxpr.eqns:
+        added = sorted(places.get(id(atom), -1) for atom in equation.invars)
+        if equation.primitive.name == "add" and all(id(atom) in once for atom in equation.invars):
+            here, there = added
+            if start <= here < middle <= there:
+                pairs[here - start] = there - middle
+    return pairs
 
 
 def primitives(function: Callable[..., Any], *arguments: PyTree) -> set[str]:

@@ -33,7 +33,6 @@ ENGINES = [
     EngineRow("hoisted", jaxrnn.hoisted(), gated),
     EngineRow("hoisted(2)", jaxrnn.hoisted(2, keep="states"), gated),
     EngineRow("hoisted(products)", jaxrnn.hoisted(2, keep="products"), gated),
-    EngineRow("hoisted(pullbacks)", jaxrnn.hoisted(2, keep="pullbacks"), gated),
     EngineRow("checkpointed(2)", jaxrnn.checkpointed(2), any_cell),
     EngineRow("checkpointed(3, scan)", jaxrnn.checkpointed(3, jaxrnn.scan()), any_cell),
     EngineRow("sharded", jaxrnn.sharded(2), on_two_devices),

@@ -12,6 +12,7 @@ import pytest
 
 import jaxrnn
 from jaxrnn.engines._chunks import nearby_divisor
+from jaxrnn.engines._gated import products, sums
 from tests.cells import CELLS, innermost, problem, randomised
 from tests.engines import ENGINES
 from tests.tolerances import FLOAT64, x64
@@ -250,25 +251,59 @@ def test_bad_chunks(make):
 
 @pytest.mark.parametrize(
     ("cell", "wanted"),
-    [(jaxrnn.elman(8), "pullbacks"), (jaxrnn.gru(8), "states"), (jaxrnn.lstm(384), "products")],
+    [(jaxrnn.elman(8), "states"), (jaxrnn.gru(16), "states"), (jaxrnn.lstm(200), "products")],
     ids=["elman", "gru", "large lstm"],
 )
 def test_hoisted_keeps_what_is_less_work(cell, wanted):
-    spec = jax.ShapeDtypeStruct((6, 2, 384), jnp.float32)
-    params = cell.params_spec(384)
-
-    def memory(keep):
-        def loss(params, inputs):
-            engine = jaxrnn.hoisted(2, keep=keep)
-            return jaxrnn.unroll(cell, params, inputs, engine=engine)[1].sum()
-
-        analysis = jax.jit(jax.grad(loss)).lower(params, spec).compile().memory_analysis()
-        assert analysis is not None
-        return analysis.temp_size_in_bytes
-
-    sizes = {keep: memory(keep) for keep in (None, "states", "products", "pullbacks")}
+    spec = jax.ShapeDtypeStruct((6, 2, 8), jnp.float32)
+    sizes = {keep: memory(cell, spec, jaxrnn.hoisted(2, keep=keep)) for keep in KEEP}
     chosen = sizes.pop(None)
     assert [keep for keep, size in sizes.items() if size == chosen] == [wanted]
+
+
+KEEP = (None, "states", "products")
+
+
+def memory(cell, inputs, engine):
+    """Return the temporary memory of a gradient, in bytes."""
+
+    def loss(params, inputs):
+        return jaxrnn.unroll(cell, params, inputs, engine=engine)[1].sum()
+
+    params = cell.params_spec(inputs.shape[-1])
+    analysis = jax.jit(jax.grad(loss)).lower(params, inputs).compile().memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes
+
+
+@pytest.mark.parametrize(
+    ("cell", "arrays"),
+    [
+        (jaxrnn.elman(H), 1),
+        (jaxrnn.lstm(H), 4),
+        (jaxrnn.peephole_lstm(H), 4),
+        (jaxrnn.gru(H), 4),  # the reset gate acts between the candidate's products
+        (jaxrnn.zoneout(jaxrnn.lstm(H), 0.5), 4),
+        (jaxrnn.layer_norm(jaxrnn.elman(H)), 2),  # each of the two is normalised
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_products_that_are_only_added_are_kept_as_their_sum(cell, arrays):
+    arguments = cell.params_spec(3), cell.state_spec((2,)), jax.ShapeDtypeStruct((5, 2, 3), "f4")
+    shapes = products(cell.structure, *arguments)
+    kept = jax.eval_shape(sums(cell.structure, *arguments).add, *shapes)
+    assert len(jax.tree.leaves(kept)) == arrays
+
+
+def test_what_is_used_twice_is_kept_for_itself():
+    def activate(params, state, projected, recurrent):
+        hidden = jnp.tanh(projected + recurrent) * jax.nn.sigmoid(projected)
+        return hidden, hidden
+
+    step = jaxrnn.Gated(lambda params, x: x, lambda params, state: params * state, activate)
+    spec = jax.ShapeDtypeStruct((3,), "f4")
+    inputs = jax.ShapeDtypeStruct((5, 3), "f4")
+    assert sums(step, jax.ShapeDtypeStruct((), "f4"), spec, inputs).pairs == {}
 
 
 def test_bad_keep():

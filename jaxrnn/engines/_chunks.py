@@ -115,9 +115,48 @@ def scan_distinct(
 
     A hidden state that is the output too is the commonest such thing.
     """
+    body, restored = distinct(body)
+    carry, kept = lax.scan(body, carry, xs, reverse=reverse)
+    return carry, restored(kept)
+
+
+def scan_into(
+    buffers: list[Any],
+    start: Any,
+    body: Callable[[Any, Any], tuple[Any, list[Any]]],
+    carry: Any,
+    xs: PyTree,
+    *,
+    reverse: bool,
+) -> tuple[Any, list[Any]]:
+    """Do as `lax.scan`, but write what the body returns into buffers, from the place `start` on.
+
+    A scan within a scan makes its own buffers, fills them with zeros each time, and has them copied
+    to those of the outer one; this writes where the results are to stay.
+    """
+
+    def step(loop: Any, x: Any) -> tuple[Any, None]:
+        carry, buffers = loop
+        place, x = x
+        carry, outputs = body(carry, x)
+        put = functools.partial(lax.dynamic_update_index_in_dim, index=place, axis=0)
+        return (carry, [put(*pair) for pair in zip(buffers, outputs, strict=True)]), None
+
+    places = start + jnp.arange(len(jax.tree.leaves(xs)[0]))
+    loop, _ = lax.scan(step, (carry, buffers), (places, xs), reverse=reverse)
+    return loop
+
+
+def distinct(
+    body: Callable[[Any, Any], tuple[Any, PyTree]],
+) -> tuple[Callable[[Any, Any], tuple[Any, list[Any]]], Callable[[list[Any]], PyTree]]:
+    """Make a scan's body return each of its arrays once, in a list, and what undoes that.
+
+    The latter may be called once the former has been traced.
+    """
     places: Any = None
 
-    def distinct(carry, x):
+    def each_once(carry: Any, x: Any) -> tuple[Any, list[Any]]:
         nonlocal places
         carry, outputs = body(carry, x)
         leaves, tree = jax.tree.flatten(outputs)
@@ -126,9 +165,11 @@ def scan_distinct(
         places = tree, [order.index(id(leaf)) for leaf in leaves]
         return carry, list(kept.values())
 
-    carry, kept = lax.scan(distinct, carry, xs, reverse=reverse)
-    tree, order = places
-    return carry, tree.unflatten([kept[number] for number in order])
+    def restored(kept: list[Any]) -> PyTree:
+        tree, order = places
+        return tree.unflatten([kept[number] for number in order])
+
+    return each_once, restored
 
 
 def _each(function: Callable[[jax.Array], jax.Array], tree: PyTree) -> PyTree:

@@ -12,9 +12,9 @@ from jaxtyping import PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, Gated
-from jaxrnn._jaxpr import leaves_read
-from jaxrnn.engines._chunks import nearby_divisor, scan_chunks, scan_distinct
+from jaxrnn.engines._chunks import distinct, nearby_divisor, scan_chunks, scan_distinct, scan_into
 from jaxrnn.engines._engine import Engine, checked_chunk, leading_shape, size_in_bytes
+from jaxrnn.engines._gated import first, products, sums, uses
 from jaxrnn.engines._layout import turned_kernels, turned_rows
 from jaxrnn.engines._linear import linear_with_transpose
 from jaxrnn.engines._scan import Scan
@@ -28,17 +28,17 @@ _WORKING_SET_OF_ACCELERATORS = 256 * 2**20
 # It may take so many times what the parameters take, as each chunk adds to all their gradients.
 _PARAMETERS = 4
 # Products are kept rather than multiplied again if that is more than so many operations for each
-# byte, about what a core computes while it writes one to fresh memory, and if they take no more
+# byte, about what the cores compute while one is written to fresh memory, and if they take no more
 # bytes than so many.
-_OPERATIONS_A_BYTE = 150
+_OPERATIONS_A_BYTE = 64
 _MOST_PRODUCTS = 2**29
 # Up to so many chunks are better run as one: what a chunk costs is more than the cache gains.
 _FEW_CHUNKS = 3
 
 
-# What the way forward keeps of every step for the way back: its state; and what `project` and
-# `recur` returned; or, instead of those, what `activate` is linearised to.
-Keep = Literal["states", "products", "pullbacks"]
+# What the way forward keeps of every step for the way back: its state, or that and what `project`
+# and `recur` returned.
+Keep = Literal["states", "products"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Hoisted(Engine):
                 f"engine: got hoisted() for {cell.name}, which shows no gated structure; "
                 "wanted one that works on any cell: scan() or checkpointed()"
             )
-        chunk = checked_chunk(self.chunk, leading_shape(inputs)[0])
+        steps = leading_shape(inputs)[0]
+        chunk = checked_chunk(self.chunk, steps)
         chunk = chunk or chunk_length(gated, params, state, inputs)
 
         def options(keep):
@@ -89,11 +90,11 @@ class Hoisted(Engine):
             )
 
         # Integers, such as a count of steps in the state, have no gradient to hoist.
-        everything = params, jax.eval_shape(gated, params, state, _first(inputs))
+        everything = params, jax.eval_shape(gated, params, state, first(inputs))
         floating = all(
             jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(everything)
         )
-        return (run if floating else reference)(params, state, inputs)
+        return (run if floating and steps else reference)(params, state, inputs)
 
 
 def hoisted(chunk: int | None = None, keep: Keep | None = None) -> Hoisted:
@@ -123,11 +124,10 @@ def hoisted(chunk: int | None = None, keep: Keep | None = None) -> Hoisted:
         chunk: how many steps a chunk has. None takes as many as the caches of a CPU hold, or the
             whole sequence if it is not much more than that. If T is no multiple of it, the steps
             that are left over are compiled for themselves.
-        keep: what to keep of every step for the way back: its "states" alone; what `project` and
-            `recur` return too, "products"; or what `activate` is linearised to, "pullbacks", with
-            no products to compute again. None keeps pullbacks that are no larger than the state, as
-            an Elman cell's, products if kernels are large (from about 300 units) and up to 512 MiB,
-            and else states.
+        keep: what to keep of every step for the way back: its "states" alone, or what `project` and
+            `recur` return too, "products" (their sum, where `activate` only adds them up), so that
+            nothing has to be multiplied again. None keeps products if kernels are large, from about
+            100 units on, and up to 512 MiB.
 
     Returns:
         An engine for `unroll(..., engine=...)`. With a cell that has no gated structure `unroll`
@@ -165,7 +165,7 @@ def hoisted_where_it_can(cell: Cell) -> Engine:
 
 def chunk_length(gated: Gated, params: Any, state: Any, inputs: Any) -> int:
     """Return how many steps a chunk should have for such arguments."""
-    projected, recurrent = _products(gated, params, state, inputs)
+    projected, recurrent = products(gated, params, state, inputs)
     step = size_in_bytes((projected, recurrent, recurrent))
     cache = _WORKING_SET.get(jax.default_backend(), _WORKING_SET_OF_ACCELERATORS)
     target = max(cache, _PARAMETERS * size_in_bytes(params)) // max(step, 1)
@@ -188,24 +188,30 @@ class _Options:
 def _forward(options: _Options, params: Any, state: Any, inputs: Any) -> tuple[Any, ...]:
     """Return the last state, and every step's output, state and what else is to be kept."""
     gated, chunk, reverse = options.gated, options.chunk, options.reverse
+    summed = sums(gated, params, state, inputs)
 
-    def run_chunk(state, _, inputs):
-        def body(state, projected):
-            recurrent = gated.product(params, state, projected)
-            arguments = params, state, projected, recurrent
-            if options.keep == "pullbacks":
-                (new_state, output), kept = jax.vjp(gated.activate, *arguments)
-            else:
-                new_state, output = gated.activate(*arguments)
-                kept = (projected, recurrent) if options.keep == "products" else None
-            return new_state, (output, new_state, kept)
+    def body(state, projected):
+        recurrent = gated.product(params, state, projected)
+        new_state, output = gated.activate(params, state, projected, recurrent)
+        kept = summed.add(projected, recurrent) if options.keep == "products" else None
+        return new_state, (output, new_state, kept)
 
-        return scan_distinct(body, state, gated.project(params, inputs), reverse=reverse)
+    each_once, restored = distinct(body)
 
-    final, kept = scan_chunks(
-        run_chunk, state, None, inputs, steps=leading_shape(inputs)[0], chunk=chunk, reverse=reverse
+    def run_chunk(carry, start, inputs):
+        state, buffers = carry
+        projected = gated.project(params, inputs)
+        return scan_into(buffers, start, each_once, state, projected, reverse=reverse), None
+
+    steps = leading_shape(inputs)[0]
+    projected, _ = products(gated, params, state, inputs)
+    shapes = jax.eval_shape(each_once, state, projected)[1]
+    buffers = [jnp.zeros((steps, *leaf.shape), leaf.dtype) for leaf in shapes]
+    starts = jnp.arange(0, steps, chunk)
+    (final, kept), _ = scan_chunks(
+        run_chunk, (state, buffers), starts, inputs, steps=steps, chunk=chunk, reverse=reverse
     )
-    return final, *kept
+    return final, *restored(kept)
 
 
 def _backward(
@@ -215,7 +221,8 @@ def _backward(
     gated, chunk, reverse = options.gated, options.chunk, options.reverse
     (params, state, inputs), states, kept = residuals
     d_final, d_outputs, d_states = cotangents
-    used, exposes = _uses(gated, params, state, inputs)
+    used, exposes = uses(gated, params, state, inputs)
+    summed = sums(gated, params, state, inputs)
     steps, *batch = leading_shape(inputs)
     axes = 1 + len(batch)  # time and batch: all that a product sums over
     kernels, as_params = turned_kernels(params, rows=math.prod(batch))
@@ -227,21 +234,15 @@ def _backward(
         projected, through_project = jax.vjp(
             lambda inputs: _merged(functools.partial(gated.project, params), inputs, axes), inputs
         )
-        if options.keep == "products":
-            projected, _ = kept
         exposed = gated.exposed(previous, projected)
-        if options.keep == "pullbacks":
-            pullbacks = kept
+        if options.keep == "products":
+            projected, recurrent = summed.split(*kept)
         else:
-            recurrent = (
-                kept[1]
-                if options.keep == "products"
-                else _merged(functools.partial(gated.recur, params), exposed, axes)
-            )
-            # Of all steps at once: a function is a pytree of what it holds, so a loop can scan it.
-            pullbacks = jax.vmap(lambda *step: jax.vjp(gated.activate, params, *step)[1])(
-                previous, projected, recurrent
-            )
+            recurrent = _merged(functools.partial(gated.recur, params), exposed, axes)
+        # Of all steps at once: a function is a pytree of what it holds, so a loop can scan it.
+        pullbacks = jax.vmap(lambda *step: jax.vjp(gated.activate, params, *step)[1])(
+            previous, projected, recurrent
+        )
 
         def body(carry, step):
             d_state, d_used = carry
@@ -328,59 +329,16 @@ def _merged(function: Callable[[PyTree], PyTree], tree: PyTree, axes: int) -> Py
 def _what_to_keep(gated: Gated, params: Any, state: Any, inputs: Any) -> Keep:
     """Choose by what is less work: to write to memory and read again, or to compute again.
 
-    An Elman network's pullback is no larger than its state. Products of others are kept if their
-    kernels are large, as their operations grow faster than their results.
+    Products are worth keeping where kernels are large, as operations grow faster than results.
     """
-    if _pullback_size(gated, params, state, inputs) <= size_in_bytes(state):
-        return "pullbacks"
     steps, *batch = leading_shape(inputs)
-    size = size_in_bytes(_products(gated, params, state, inputs))
+    both = products(gated, params, state, inputs)
+    size = size_in_bytes(jax.eval_shape(sums(gated, params, state, inputs).add, *both))
     # Each weight takes part in a multiplication and an addition for each example.
     operations = 2 * math.prod(batch) * sum(leaf.size for leaf in jax.tree.leaves(params))
     if operations > _OPERATIONS_A_BYTE * size and steps * size <= _MOST_PRODUCTS:
         return "products"
     return "states"
-
-
-def _pullback_size(gated: Gated, params: Any, state: Any, inputs: Any) -> int:
-    """Return what a step's pullback of `activate` takes, in bytes, besides state and output."""
-
-    def linearised(params, state, x):
-        projected = gated.project(params, x)
-        recurrent = gated.product(params, state, projected)
-        return jax.vjp(gated.activate, params, state, projected, recurrent)
-
-    jaxpr = jax.make_jaxpr(linearised)(params, state, _first(inputs)).jaxpr
-    results = len(jax.tree.leaves(jax.eval_shape(gated, params, state, _first(inputs))))
-    shared = {id(variable) for variable in jaxpr.outvars[:results]}
-    extra = {id(v): v.aval for v in jaxpr.outvars[results:] if id(v) not in shared}
-    return size_in_bytes(list(extra.values()))
-
-
-def _uses(gated: Gated, params: Any, state: Any, inputs: Any) -> tuple[list[int], list[int]]:
-    """Return which leaves of params `activate` reads, and which of `projected` the product sees.
-
-    For most cells none: the former is for peepholes and the like, the latter for dropout's masks.
-    """
-    projected, recurrent = _products(gated, params, state, inputs)
-    of_params, *_ = leaves_read(gated.activate, params, state, projected, recurrent)
-    _, of_projected = leaves_read(gated.exposed, state, projected)
-    return _places(of_params), _places(of_projected)
-
-
-def _products(gated: Gated, params: Any, state: Any, inputs: Any) -> tuple[PyTree, PyTree]:
-    """Return the shapes and dtypes of what `project` and `product` return for one step."""
-    projected = jax.eval_shape(gated.project, params, _first(inputs))
-    return projected, jax.eval_shape(gated.product, params, state, projected)
-
-
-def _first(inputs: PyTree) -> PyTree:
-    """Return the shape and dtype of one step's inputs."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
-
-
-def _places(flags: PyTree) -> list[int]:
-    return [number for number, flag in enumerate(jax.tree.leaves(flags)) if flag]
 
 
 def _pick(numbers: list[int], tree: PyTree) -> list[Any]:
