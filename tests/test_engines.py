@@ -12,7 +12,7 @@ import pytest
 
 import jaxrnn
 from jaxrnn.engines._chunks import nearby_divisor
-from jaxrnn.engines._gated import products, sums
+from jaxrnn.engines._gated import anatomy
 from tests.cells import CELLS, innermost, problem, randomised
 from tests.engines import ENGINES
 from tests.tolerances import FLOAT64, x64
@@ -290,8 +290,8 @@ def memory(cell, inputs, engine):
 )
 def test_products_that_are_only_added_are_kept_as_their_sum(cell, arrays):
     arguments = cell.params_spec(3), cell.state_spec((2,)), jax.ShapeDtypeStruct((5, 2, 3), "f4")
-    shapes = products(cell.structure, *arguments)
-    kept = jax.eval_shape(sums(cell.structure, *arguments).add, *shapes)
+    parts = anatomy(cell.structure, *arguments)
+    kept = jax.eval_shape(parts.sums.add, parts.projected, parts.recurrent)
     assert len(jax.tree.leaves(kept)) == arrays
 
 
@@ -303,7 +303,7 @@ def test_what_is_used_twice_is_kept_for_itself():
     step = jaxrnn.Gated(lambda params, x: x, lambda params, state: params * state, activate)
     spec = jax.ShapeDtypeStruct((3,), "f4")
     inputs = jax.ShapeDtypeStruct((5, 3), "f4")
-    assert sums(step, jax.ShapeDtypeStruct((), "f4"), spec, inputs).pairs == {}
+    assert anatomy(step, jax.ShapeDtypeStruct((), "f4"), spec, inputs).sums.pairs == {}
 
 
 def test_bad_keep():

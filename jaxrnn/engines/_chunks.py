@@ -121,30 +121,36 @@ def scan_distinct(
 
 
 def scan_into(
-    buffers: list[Any],
-    start: Any,
     body: Callable[[Any, Any], tuple[Any, list[Any]]],
-    carry: Any,
+    carry: tuple[Any, Any, list[Any]],
     xs: PyTree,
     *,
     reverse: bool,
-) -> tuple[Any, list[Any]]:
-    """Do as `lax.scan`, but write what the body returns into buffers, from the place `start` on.
+) -> tuple[Any, Any, list[Any]]:
+    """Do as `lax.scan`, but write what the body returns into buffers, from some place on.
 
     A scan within a scan makes its own buffers, fills them with zeros each time, and has them copied
     to those of the outer one; this writes where the results are to stay.
+
+    Args:
+        body: `(carry, x) -> (carry, outputs)`.
+        carry: the first step's carry, the place where its outputs go, and the buffers.
+        xs: as in `lax.scan`.
+        reverse: whether to begin with the last step, and go down from the place.
+
+    Returns:
+        The carry for what comes next.
     """
 
     def step(loop: Any, x: Any) -> tuple[Any, None]:
-        carry, buffers = loop
-        place, x = x
+        carry, place, buffers = loop
         carry, outputs = body(carry, x)
         put = functools.partial(lax.dynamic_update_index_in_dim, index=place, axis=0)
-        return (carry, [put(*pair) for pair in zip(buffers, outputs, strict=True)]), None
+        buffers = [put(*pair) for pair in zip(buffers, outputs, strict=True)]
+        return (carry, place - 1 if reverse else place + 1, buffers), None
 
-    places = start + jnp.arange(len(jax.tree.leaves(xs)[0]))
-    loop, _ = lax.scan(step, (carry, buffers), (places, xs), reverse=reverse)
-    return loop
+    carry, _ = lax.scan(step, carry, xs, reverse=reverse)
+    return carry
 
 
 def distinct(

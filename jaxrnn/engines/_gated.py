@@ -11,26 +11,43 @@ from jaxrnn._cell import Gated
 from jaxrnn._jaxpr import leaves_added, leaves_read
 
 
-def first(inputs: PyTree) -> PyTree:
-    """Return the shape and dtype of one step's inputs."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
+@dataclasses.dataclass(frozen=True)
+class Anatomy:
+    """A gated step, and what its parts make of arguments of some shapes.
 
-
-def products(gated: Gated, params: Any, state: Any, inputs: Any) -> tuple[PyTree, PyTree]:
-    """Return the shapes and dtypes of what `project` and `product` return for one step."""
-    projected = jax.eval_shape(gated.project, params, first(inputs))
-    return projected, jax.eval_shape(gated.product, params, state, projected)
-
-
-def uses(gated: Gated, params: Any, state: Any, inputs: Any) -> tuple[list[int], list[int]]:
-    """Return which leaves of params `activate` reads, and which of `projected` the product sees.
-
-    For most cells none: the former is for peepholes and the like, the latter for dropout's masks.
+    Attributes:
+        gated: the step.
+        projected: the shapes and dtypes of what `project` returns for one step.
+        recurrent: those of what `product` returns.
+        results: those of the new state and the output.
+        used: the numbers of the leaves of params that `activate` reads. For most cells none: they
+            are for peepholes and the like.
+        exposing: those of the leaves of `projected` that the product sees, such as dropout's masks.
+        sums: which products are only added.
     """
-    projected, recurrent = products(gated, params, state, inputs)
+
+    gated: Gated
+    projected: PyTree
+    recurrent: PyTree
+    results: PyTree
+    used: list[int]
+    exposing: list[int]
+    sums: "Sums"
+
+
+def anatomy(gated: Gated, params: Any, state: Any, inputs: Any) -> Anatomy:
+    """Look at a gated step, for params, a state, and the inputs of any number of steps."""
+    first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
+    projected = jax.eval_shape(gated.project, params, first)
+    recurrent = jax.eval_shape(gated.product, params, state, projected)
+    results = jax.eval_shape(gated.activate, params, state, projected, recurrent)
     of_params, *_ = leaves_read(gated.activate, params, state, projected, recurrent)
     _, of_projected = leaves_read(gated.exposed, state, projected)
-    return _places(of_params), _places(of_projected)
+    exposing = _places(of_projected)
+    pairs = leaves_added(gated.activate, (params, state), projected, recurrent)
+    pairs = {left: right for left, right in pairs.items() if left not in exposing}
+    sums = Sums(pairs, jax.tree.structure(recurrent))
+    return Anatomy(gated, projected, recurrent, results, _places(of_params), exposing, sums)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +58,7 @@ class Sums:
     `projected`, and to `activate` the other is then zero.
 
     Attributes:
-        pairs: the place of each such leaf of `projected`, with that of its addend in `recurrent`.
+        pairs: the number of each such leaf of `projected`, with that of its addend in `recurrent`.
         recurrent: the structure of `recurrent`.
     """
 
@@ -51,30 +68,21 @@ class Sums:
     def add(self, projected: PyTree, recurrent: PyTree) -> tuple[PyTree, list[Any]]:
         """Return `projected` with the sums, and what of `recurrent` is in none."""
         left, right = jax.tree.leaves(projected), jax.tree.leaves(recurrent)
-        for place, other in self.pairs.items():
-            left[place] = left[place] + right[other]
-        rest = [leaf for place, leaf in enumerate(right) if place not in self.pairs.values()]
+        for number, other in self.pairs.items():
+            left[number] = left[number] + right[other]
+        rest = [leaf for number, leaf in enumerate(right) if number not in self.pairs.values()]
         return jax.tree.unflatten(jax.tree.structure(projected), left), rest
 
     def split(self, added: PyTree, rest: list[Any]) -> tuple[PyTree, PyTree]:
         """Return a `projected` and a `recurrent` of which `activate` makes the same."""
-        left, addends = jax.tree.leaves(added), {v: k for k, v in self.pairs.items()}
+        left, addends = jax.tree.leaves(added), {right: left for left, right in self.pairs.items()}
         others = iter(rest)
         right = [
-            jnp.zeros_like(left[addends[place]]) if place in addends else next(others)
-            for place in range(self.recurrent.num_leaves)
+            jnp.zeros_like(left[addends[number]]) if number in addends else next(others)
+            for number in range(self.recurrent.num_leaves)
         ]
         return added, self.recurrent.unflatten(right)
 
 
-def sums(gated: Gated, params: Any, state: Any, inputs: Any) -> Sums:
-    """Return which products `activate` does nothing with but add them to one another."""
-    projected, recurrent = products(gated, params, state, inputs)
-    _, exposed = uses(gated, params, state, inputs)
-    pairs = leaves_added(gated.activate, (params, state), projected, recurrent)
-    kept = {left: right for left, right in pairs.items() if left not in exposed}
-    return Sums(kept, jax.tree.structure(recurrent))
-
-
 def _places(flags: PyTree) -> list[int]:
-    return [place for place, flag in enumerate(jax.tree.leaves(flags)) if flag]
+    return [number for number, flag in enumerate(jax.tree.leaves(flags)) if flag]

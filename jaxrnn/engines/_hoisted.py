@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell, Gated
+from jaxrnn._cell import Cell
 from jaxrnn.engines._chunks import distinct, nearby_divisor, scan_chunks, scan_distinct, scan_into
 from jaxrnn.engines._engine import Engine, checked_chunk, leading_shape, size_in_bytes
-from jaxrnn.engines._gated import first, products, sums, uses
+from jaxrnn.engines._gated import Anatomy, anatomy
 from jaxrnn.engines._layout import turned_kernels, turned_rows
 from jaxrnn.engines._linear import linear_with_transpose
 from jaxrnn.engines._scan import Scan
@@ -27,10 +27,11 @@ _WORKING_SET = {"cpu": 4 * 2**20}
 _WORKING_SET_OF_ACCELERATORS = 256 * 2**20
 # It may take so many times what the parameters take, as each chunk adds to all their gradients.
 _PARAMETERS = 4
-# Products are kept rather than multiplied again if that is more than so many operations for each
-# byte, about what the cores compute while one is written to fresh memory, and if they take no more
-# bytes than so many.
-_OPERATIONS_A_BYTE = 64
+# Products are kept rather than multiplied again if that is more operations than so many for each
+# byte and for each array, about what the cores compute while a byte is written to fresh memory and
+# while a kernel that writes one is started, and if they take no more bytes than so many.
+_OPERATIONS_A_BYTE = 55
+_OPERATIONS_AN_ARRAY = 50_000
 _MOST_PRODUCTS = 2**29
 # Up to so many chunks are better run as one: what a chunk costs is more than the cache gains.
 _FEW_CHUNKS = 3
@@ -58,12 +59,13 @@ class Hoisted(Engine):
                 f"engine: got hoisted() for {cell.name}, which shows no gated structure; "
                 "wanted one that works on any cell: scan() or checkpointed()"
             )
-        steps = leading_shape(inputs)[0]
+        steps, *batch = leading_shape(inputs)
         chunk = checked_chunk(self.chunk, steps)
-        chunk = chunk or chunk_length(gated, params, state, inputs)
+        parts = anatomy(gated, params, state, inputs)
+        chunk = chunk or _chunk_length(parts, params, steps)
 
         def options(keep):
-            return _Options(gated, chunk, reverse, keep)
+            return _Options(parts, chunk, reverse, keep)
 
         def plain(params, state, inputs):
             final, outputs, states, _ = _forward(options("states"), params, state, inputs)
@@ -78,7 +80,7 @@ class Hoisted(Engine):
 
         @run.defjvp
         def differentiated(primals, tangents):
-            chosen = options(self.keep or _what_to_keep(gated, *primals))
+            chosen = options(self.keep or _what_to_keep(parts, params, steps, math.prod(batch)))
             final, outputs, states, kept = _forward(chosen, *primals)
             results = final, outputs, states if keep_states else None
             return results, linear_with_transpose(
@@ -90,9 +92,9 @@ class Hoisted(Engine):
             )
 
         # Integers, such as a count of steps in the state, have no gradient to hoist.
-        everything = params, jax.eval_shape(gated, params, state, first(inputs))
         floating = all(
-            jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(everything)
+            jnp.issubdtype(leaf.dtype, jnp.floating)
+            for leaf in jax.tree.leaves((params, parts.results))
         )
         return (run if floating and steps else reference)(params, state, inputs)
 
@@ -126,8 +128,8 @@ def hoisted(chunk: int | None = None, keep: Keep | None = None) -> Hoisted:
             that are left over are compiled for themselves.
         keep: what to keep of every step for the way back: its "states" alone, or what `project` and
             `recur` return too, "products" (their sum, where `activate` only adds them up), so that
-            nothing has to be multiplied again. None keeps products if kernels are large, from about
-            100 units on, and up to 512 MiB.
+            nothing has to be multiplied again. None keeps products, up to 512 MiB, where kernels
+            and batches are large: of 32 sequences from about 64 units on.
 
     Returns:
         An engine for `unroll(..., engine=...)`. With a cell that has no gated structure `unroll`
@@ -163,13 +165,11 @@ def hoisted_where_it_can(cell: Cell) -> Engine:
     return Scan(unroll=1) if cell.structure is None else Hoisted(chunk=None, keep=None)
 
 
-def chunk_length(gated: Gated, params: Any, state: Any, inputs: Any) -> int:
-    """Return how many steps a chunk should have for such arguments."""
-    projected, recurrent = products(gated, params, state, inputs)
-    step = size_in_bytes((projected, recurrent, recurrent))
+def _chunk_length(parts: Anatomy, params: Any, steps: int) -> int:
+    """Return how many steps a chunk should have."""
+    step = size_in_bytes((parts.projected, parts.recurrent, parts.recurrent))
     cache = _WORKING_SET.get(jax.default_backend(), _WORKING_SET_OF_ACCELERATORS)
     target = max(cache, _PARAMETERS * size_in_bytes(params)) // max(step, 1)
-    steps = leading_shape(inputs)[0]
     if steps <= _FEW_CHUNKS * target:
         return max(steps, 1)
     return nearby_divisor(steps, max(target, 1))
@@ -179,7 +179,7 @@ def chunk_length(gated: Gated, params: Any, state: Any, inputs: Any) -> int:
 class _Options:
     """What to run, how many steps at a time, in which direction, and what to keep of it."""
 
-    gated: Gated
+    parts: Anatomy
     chunk: int
     reverse: bool
     keep: Keep
@@ -187,29 +187,26 @@ class _Options:
 
 def _forward(options: _Options, params: Any, state: Any, inputs: Any) -> tuple[Any, ...]:
     """Return the last state, and every step's output, state and what else is to be kept."""
-    gated, chunk, reverse = options.gated, options.chunk, options.reverse
-    summed = sums(gated, params, state, inputs)
+    parts, chunk, reverse = options.parts, options.chunk, options.reverse
+    gated = parts.gated
 
     def body(state, projected):
         recurrent = gated.product(params, state, projected)
         new_state, output = gated.activate(params, state, projected, recurrent)
-        kept = summed.add(projected, recurrent) if options.keep == "products" else None
+        kept = parts.sums.add(projected, recurrent) if options.keep == "products" else None
         return new_state, (output, new_state, kept)
 
     each_once, restored = distinct(body)
 
-    def run_chunk(carry, start, inputs):
-        state, buffers = carry
-        projected = gated.project(params, inputs)
-        return scan_into(buffers, start, each_once, state, projected, reverse=reverse), None
+    def run_chunk(carry, _, inputs):
+        return scan_into(each_once, carry, gated.project(params, inputs), reverse=reverse), None
 
     steps = leading_shape(inputs)[0]
-    projected, _ = products(gated, params, state, inputs)
-    shapes = jax.eval_shape(each_once, state, projected)[1]
+    shapes = jax.eval_shape(each_once, state, parts.projected)[1]
     buffers = [jnp.zeros((steps, *leaf.shape), leaf.dtype) for leaf in shapes]
-    starts = jnp.arange(0, steps, chunk)
-    (final, kept), _ = scan_chunks(
-        run_chunk, (state, buffers), starts, inputs, steps=steps, chunk=chunk, reverse=reverse
+    begin = state, jnp.array(steps - 1 if reverse else 0), buffers
+    (final, _, kept), _ = scan_chunks(
+        run_chunk, begin, None, inputs, steps=steps, chunk=chunk, reverse=reverse
     )
     return final, *restored(kept)
 
@@ -218,11 +215,10 @@ def _backward(
     options: _Options, residuals: tuple[Any, Any, Any], cotangents: tuple[Any, Any, Any]
 ) -> tuple[Any, Any, Any]:
     """Return the cotangents of params, first state and inputs."""
-    gated, chunk, reverse = options.gated, options.chunk, options.reverse
+    parts, chunk, reverse = options.parts, options.chunk, options.reverse
+    gated, used, exposes = parts.gated, parts.used, parts.exposing
     (params, state, inputs), states, kept = residuals
     d_final, d_outputs, d_states = cotangents
-    used, exposes = uses(gated, params, state, inputs)
-    summed = sums(gated, params, state, inputs)
     steps, *batch = leading_shape(inputs)
     axes = 1 + len(batch)  # time and batch: all that a product sums over
     kernels, as_params = turned_kernels(params, rows=math.prod(batch))
@@ -236,7 +232,7 @@ def _backward(
         )
         exposed = gated.exposed(previous, projected)
         if options.keep == "products":
-            projected, recurrent = summed.split(*kept)
+            projected, recurrent = parts.sums.split(*kept)
         else:
             recurrent = _merged(functools.partial(gated.recur, params), exposed, axes)
         # Of all steps at once: a function is a pytree of what it holds, so a loop can scan it.
@@ -326,19 +322,17 @@ def _merged(function: Callable[[PyTree], PyTree], tree: PyTree, axes: int) -> Py
     return jax.tree.map(lambda leaf: leaf.reshape(*leading, *leaf.shape[1:]), function(merged))
 
 
-def _what_to_keep(gated: Gated, params: Any, state: Any, inputs: Any) -> Keep:
+def _what_to_keep(parts: Anatomy, params: Any, steps: int, batch: int) -> Keep:
     """Choose by what is less work: to write to memory and read again, or to compute again.
 
-    Products are worth keeping where kernels are large, as operations grow faster than results.
+    Products are worth keeping where kernels and batches are large.
     """
-    steps, *batch = leading_shape(inputs)
-    both = products(gated, params, state, inputs)
-    size = size_in_bytes(jax.eval_shape(sums(gated, params, state, inputs).add, *both))
+    kept = jax.tree.leaves(jax.eval_shape(parts.sums.add, parts.projected, parts.recurrent))
+    size = size_in_bytes(kept)
     # Each weight takes part in a multiplication and an addition for each example.
-    operations = 2 * math.prod(batch) * sum(leaf.size for leaf in jax.tree.leaves(params))
-    if operations > _OPERATIONS_A_BYTE * size and steps * size <= _MOST_PRODUCTS:
-        return "products"
-    return "states"
+    operations = 2 * batch * sum(leaf.size for leaf in jax.tree.leaves(params))
+    worth = _OPERATIONS_A_BYTE * size + _OPERATIONS_AN_ARRAY * len(kept)
+    return "products" if operations > worth and steps * size <= _MOST_PRODUCTS else "states"
 
 
 def _pick(numbers: list[int], tree: PyTree) -> list[Any]:

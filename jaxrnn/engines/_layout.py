@@ -15,9 +15,6 @@ from jaxtyping import Array, Float, PyTree
 
 # Rows of a multiple of so many bytes start in the same lines of the cache, time and again.
 _COLLIDING_ROWS = 512
-# Kernels up to this size in bytes are read from the cache at each step; larger ones come from
-# memory anyway, and gain nothing.
-_CACHED_KERNEL = 2**20
 
 
 def turned_rows(tree: PyTree) -> PyTree:
@@ -41,7 +38,7 @@ def turned_kernels(tree: PyTree, *, rows: int) -> tuple[PyTree, Callable[[PyTree
         The transposed kernels, to be made before the loop, and a function of them that gives the
         same tree again, to be called within the loop, where it costs nothing.
     """
-    return _turned(tree, lambda kernel: rows > 1 and _is_cached(kernel))
+    return _turned(tree, lambda kernel: rows > 1)
 
 
 def _turned(
@@ -62,7 +59,3 @@ def _turned(
 
 def _has_colliding_rows(matrix: Float[Array, "N F"]) -> bool:
     return matrix.shape[1] * matrix.dtype.itemsize % _COLLIDING_ROWS == 0
-
-
-def _is_cached(kernel: Float[Array, "I O"]) -> bool:
-    return kernel.size * kernel.dtype.itemsize <= _CACHED_KERNEL
