@@ -115,32 +115,43 @@ def scan_distinct(
 
     A hidden state that is the output too is the commonest such thing.
     """
-    body, restored = distinct(body)
+    body, restored = _distinct(body)
     carry, kept = lax.scan(body, carry, xs, reverse=reverse)
     return carry, restored(kept)
 
 
-def scan_into(
-    body: Callable[[Any, Any], tuple[Any, list[Any]]],
-    carry: tuple[Any, Any, list[Any]],
-    xs: PyTree,
+def scan_prepared(
+    prepare: Callable[[PyTree], PyTree],
+    body: Callable[[Any, Any], tuple[Any, PyTree]],
+    carry: Any,
+    per_step: PyTree,
+    x: PyTree,
     *,
+    steps: int,
+    chunk: int,
     reverse: bool,
-) -> tuple[Any, Any, list[Any]]:
-    """Do as `lax.scan`, but write what the body returns into buffers, from some place on.
+) -> tuple[Any, PyTree]:
+    """Do as `scan_distinct`, on what is made of a chunk of steps at a time.
 
-    A scan within a scan makes its own buffers, fills them with zeros each time, and has them copied
-    to those of the outer one; this writes where the results are to stay.
+    A scan within a scan fills buffers of its own with zeros for each chunk, and has them copied to
+    those of the outer one. Here the body's results are written where they are to stay.
 
     Args:
+        prepare: `of_steps -> xs`, of any number of steps.
         body: `(carry, x) -> (carry, outputs)`.
-        carry: the first step's carry, the place where its outputs go, and the buffers.
-        xs: as in `lax.scan`.
-        reverse: whether to begin with the last step, and go down from the place.
+        carry: what the first step to run gets.
+        per_step: a pytree with an entry for each step.
+        x: the shapes and dtypes of an entry of what `prepare` returns.
+        steps: how many steps there are.
+        chunk: how many a chunk has.
+        reverse: whether to begin with the last step.
 
     Returns:
-        The carry for what comes next.
+        The last carry, and the outputs of all steps.
     """
+    if chunk == steps:
+        return scan_distinct(body, carry, prepare(per_step), reverse=reverse)
+    body, restored = _distinct(body)
 
     def step(loop: Any, x: Any) -> tuple[Any, None]:
         carry, place, buffers = loop
@@ -149,11 +160,19 @@ def scan_into(
         buffers = [put(*pair) for pair in zip(buffers, outputs, strict=True)]
         return (carry, place - 1 if reverse else place + 1, buffers), None
 
-    carry, _ = lax.scan(step, carry, xs, reverse=reverse)
-    return carry
+    def run_chunk(loop: Any, _: None, of_steps: PyTree) -> tuple[Any, None]:
+        return lax.scan(step, loop, prepare(of_steps), reverse=reverse)
+
+    shapes = jax.eval_shape(body, carry, x)[1]
+    buffers = [jnp.zeros((steps, *leaf.shape), leaf.dtype) for leaf in shapes]
+    begin = carry, jnp.array(steps - 1 if reverse else 0), buffers
+    (carry, _, buffers), _ = scan_chunks(
+        run_chunk, begin, None, per_step, steps=steps, chunk=chunk, reverse=reverse
+    )
+    return carry, restored(buffers)
 
 
-def distinct(
+def _distinct(
     body: Callable[[Any, Any], tuple[Any, PyTree]],
 ) -> tuple[Callable[[Any, Any], tuple[Any, list[Any]]], Callable[[list[Any]], PyTree]]:
     """Make a scan's body return each of its arrays once, in a list, and what undoes that.

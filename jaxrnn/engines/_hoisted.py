@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
-from jaxrnn.engines._chunks import distinct, nearby_divisor, scan_chunks, scan_distinct, scan_into
+from jaxrnn.engines._chunks import nearby_divisor, scan_chunks, scan_distinct, scan_prepared
 from jaxrnn.engines._engine import Engine, checked_chunk, leading_shape, size_in_bytes
 from jaxrnn.engines._gated import Anatomy, anatomy
 from jaxrnn.engines._layout import turned_kernels, turned_rows
@@ -196,19 +196,17 @@ def _forward(options: _Options, params: Any, state: Any, inputs: Any) -> tuple[A
         kept = parts.sums.add(projected, recurrent) if options.keep == "products" else None
         return new_state, (output, new_state, kept)
 
-    each_once, restored = distinct(body)
-
-    def run_chunk(carry, _, inputs):
-        return scan_into(each_once, carry, gated.project(params, inputs), reverse=reverse), None
-
-    steps = leading_shape(inputs)[0]
-    shapes = jax.eval_shape(each_once, state, parts.projected)[1]
-    buffers = [jnp.zeros((steps, *leaf.shape), leaf.dtype) for leaf in shapes]
-    begin = state, jnp.array(steps - 1 if reverse else 0), buffers
-    (final, _, kept), _ = scan_chunks(
-        run_chunk, begin, None, inputs, steps=steps, chunk=chunk, reverse=reverse
+    final, kept = scan_prepared(
+        functools.partial(gated.project, params),
+        body,
+        state,
+        inputs,
+        parts.projected,
+        steps=leading_shape(inputs)[0],
+        chunk=chunk,
+        reverse=reverse,
     )
-    return final, *restored(kept)
+    return final, *kept
 
 
 def _backward(
