@@ -115,8 +115,15 @@ def scan_distinct(
 
     A hidden state that is the output too is the commonest such thing.
     """
-    body, restored = _distinct(body)
-    carry, kept = lax.scan(body, carry, xs, reverse=reverse)
+    restored: Any = None
+
+    def each_once(carry: Any, x: Any) -> tuple[Any, list[Any]]:
+        nonlocal restored
+        carry, outputs = body(carry, x)
+        kept, restored = distinct(outputs)
+        return carry, kept
+
+    carry, kept = lax.scan(each_once, carry, xs, reverse=reverse)
     return carry, restored(kept)
 
 
@@ -151,11 +158,17 @@ def scan_prepared(
     """
     if chunk == steps:
         return scan_distinct(body, carry, prepare(per_step), reverse=reverse)
-    body, restored = _distinct(body)
+    restored: Any = None
+
+    def each_once(carry: Any, x: Any) -> tuple[Any, list[Any]]:
+        nonlocal restored
+        carry, outputs = body(carry, x)
+        kept, restored = distinct(outputs)
+        return carry, kept
 
     def step(loop: Any, x: Any) -> tuple[Any, None]:
         carry, place, buffers = loop
-        carry, outputs = body(carry, x)
+        carry, outputs = each_once(carry, x)
         put = functools.partial(lax.dynamic_update_index_in_dim, index=place, axis=0)
         buffers = [put(*pair) for pair in zip(buffers, outputs, strict=True)]
         return (carry, place - 1 if reverse else place + 1, buffers), None
@@ -163,7 +176,7 @@ def scan_prepared(
     def run_chunk(loop: Any, _: None, of_steps: PyTree) -> tuple[Any, None]:
         return lax.scan(step, loop, prepare(of_steps), reverse=reverse)
 
-    shapes = jax.eval_shape(body, carry, x)[1]
+    shapes = jax.eval_shape(each_once, carry, x)[1]
     buffers = [jnp.zeros((steps, *leaf.shape), leaf.dtype) for leaf in shapes]
     begin = carry, jnp.array(steps - 1 if reverse else 0), buffers
     (carry, _, buffers), _ = scan_chunks(
@@ -172,29 +185,12 @@ def scan_prepared(
     return carry, restored(buffers)
 
 
-def _distinct(
-    body: Callable[[Any, Any], tuple[Any, PyTree]],
-) -> tuple[Callable[[Any, Any], tuple[Any, list[Any]]], Callable[[list[Any]], PyTree]]:
-    """Make a scan's body return each of its arrays once, in a list, and what undoes that.
-
-    The latter may be called once the former has been traced.
-    """
-    places: Any = None
-
-    def each_once(carry: Any, x: Any) -> tuple[Any, list[Any]]:
-        nonlocal places
-        carry, outputs = body(carry, x)
-        leaves, tree = jax.tree.flatten(outputs)
-        kept = {id(leaf): leaf for leaf in leaves}
-        order = list(kept)
-        places = tree, [order.index(id(leaf)) for leaf in leaves]
-        return carry, list(kept.values())
-
-    def restored(kept: list[Any]) -> PyTree:
-        tree, order = places
-        return tree.unflatten([kept[number] for number in order])
-
-    return each_once, restored
+def distinct(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:
+    """Return each array of a tree once, and a function that puts such a list back into the tree."""
+    leaves, structure = jax.tree.flatten(tree)
+    kept = {id(leaf): leaf for leaf in leaves}
+    places = [list(kept).index(id(leaf)) for leaf in leaves]
+    return list(kept.values()), lambda kept: structure.unflatten([kept[n] for n in places])
 
 
 def _each(function: Callable[[jax.Array], jax.Array], tree: PyTree) -> PyTree:

@@ -1,6 +1,7 @@
 """What an engine has to know of a gated cell, learned from shapes and jaxprs alone."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -8,7 +9,19 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxrnn._cell import Gated
-from jaxrnn._jaxpr import leaves_added, leaves_read
+from jaxrnn._jaxpr import leaves_added, leaves_read, primitives
+
+# Arrays of up to so many entries are computed in less time than it takes a CPU to start a kernel.
+_SMALL = 100
+# Primitives whose results depend only on the entries in the same place. None makes a shape smaller,
+# so broadcasting can't move an entry elsewhere either.
+_POINTWISE = {
+    *("abs", "add", "ceil", "clamp", "convert_element_type", "copy", "cos", "div", "eq", "erf"),
+    *("exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log"),
+    *("log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "pow", "round", "rsqrt"),
+    *("select_n", "sign", "sin", "sqrt", "square", "sub", "tan", "tanh"),
+    *("and", "not", "or", "broadcast_in_dim", "custom_jvp_call", "jit", "pjit"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +35,11 @@ class Anatomy:
         results: those of the new state and the output.
         used: the numbers of the leaves of params that `activate` reads. For most cells none: they
             are for peepholes and the like.
+        reading: those of the leaves of the state that `activate` reads.
         exposing: those of the leaves of `projected` that the product sees, such as dropout's masks.
         sums: which products are only added.
+        small_and_pointwise: whether all that a step deals with are some arrays of one shape, small,
+            of which `activate` combines entries in the same place only, and no params.
     """
 
     gated: Gated
@@ -31,8 +47,10 @@ class Anatomy:
     recurrent: PyTree
     results: PyTree
     used: list[int]
+    reading: list[int]
     exposing: list[int]
     sums: "Sums"
+    small_and_pointwise: bool
 
 
 def anatomy(gated: Gated, params: Any, state: Any, inputs: Any) -> Anatomy:
@@ -41,13 +59,22 @@ def anatomy(gated: Gated, params: Any, state: Any, inputs: Any) -> Anatomy:
     projected = jax.eval_shape(gated.project, params, first)
     recurrent = jax.eval_shape(gated.product, params, state, projected)
     results = jax.eval_shape(gated.activate, params, state, projected, recurrent)
-    of_params, *_ = leaves_read(gated.activate, params, state, projected, recurrent)
-    _, of_projected = leaves_read(gated.exposed, state, projected)
-    exposing = _places(of_projected)
+    arguments = params, state, projected, recurrent
+    used, reading, *_ = map(_places, leaves_read(gated.activate, *arguments))
+    _, exposing = map(_places, leaves_read(gated.exposed, state, projected))
     pairs = leaves_added(gated.activate, (params, state), projected, recurrent)
     pairs = {left: right for left, right in pairs.items() if left not in exposing}
     sums = Sums(pairs, jax.tree.structure(recurrent))
-    return Anatomy(gated, projected, recurrent, results, _places(of_params), exposing, sums)
+    small_and_pointwise = (
+        not used
+        and not exposing
+        and len(jax.tree.leaves(recurrent)) > 1
+        and _are_small_and_alike(state, projected, recurrent, results)
+        and primitives(gated.activate, *arguments) <= _POINTWISE
+    )
+    return Anatomy(
+        gated, projected, recurrent, results, used, reading, exposing, sums, small_and_pointwise
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +109,11 @@ class Sums:
             for number in range(self.recurrent.num_leaves)
         ]
         return added, self.recurrent.unflatten(right)
+
+
+def _are_small_and_alike(*trees: PyTree) -> bool:
+    shapes = {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(trees)}
+    return len(shapes) == 1 and all(shape and math.prod(shape) <= _SMALL for shape, _ in shapes)
 
 
 def _places(flags: PyTree) -> list[int]:

@@ -12,10 +12,12 @@ from jaxtyping import PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
-from jaxrnn.engines._chunks import nearby_divisor, scan_chunks, scan_distinct, scan_prepared
+from jaxrnn.engines._backward import Steps, back_through
+from jaxrnn.engines._chunks import nearby_divisor, scan_chunks, scan_prepared
 from jaxrnn.engines._engine import Engine, checked_chunk, leading_shape, size_in_bytes
 from jaxrnn.engines._gated import Anatomy, anatomy
 from jaxrnn.engines._layout import turned_kernels, turned_rows
+from jaxrnn.engines._leaves import add, add_at
 from jaxrnn.engines._linear import linear_with_transpose
 from jaxrnn.engines._scan import Scan
 
@@ -214,12 +216,15 @@ def _backward(
 ) -> tuple[Any, Any, Any]:
     """Return the cotangents of params, first state and inputs."""
     parts, chunk, reverse = options.parts, options.chunk, options.reverse
-    gated, used, exposes = parts.gated, parts.used, parts.exposing
+    gated = parts.gated
     (params, state, inputs), states, kept = residuals
     d_final, d_outputs, d_states = cotangents
     steps, *batch = leading_shape(inputs)
     axes = 1 + len(batch)  # time and batch: all that a product sums over
     kernels, as_params = turned_kernels(params, rows=math.prod(batch))
+
+    def product(state, projected):
+        return gated.product(as_params(kernels), state, projected)
 
     def run_chunk(carry, entering, of_steps):
         d_state, d_params = carry
@@ -233,36 +238,8 @@ def _backward(
             projected, recurrent = parts.sums.split(*kept)
         else:
             recurrent = _merged(functools.partial(gated.recur, params), exposed, axes)
-        # Of all steps at once: a function is a pytree of what it holds, so a loop can scan it.
-        pullbacks = jax.vmap(lambda *step: jax.vjp(gated.activate, params, *step)[1])(
-            previous, projected, recurrent
-        )
-
-        def body(carry, step):
-            d_state, d_used = carry
-            pullback, previous, projected, d_output, d_kept = step
-            if d_kept is not None:
-                d_state = _add(d_state, d_kept)
-            d_here, d_state, d_projected, d_recurrent = pullback((d_state, d_output))
-            _, through_product = jax.vjp(
-                lambda state, exposing: gated.product(
-                    as_params(kernels), state, _put_at(exposes, projected, exposing)
-                ),
-                previous,
-                _pick(exposes, projected),
-            )
-            d_previous, d_exposing = through_product(d_recurrent)
-            d_state = _add(d_state, d_previous)
-            d_projected = _add_at(exposes, d_projected, d_exposing)
-            return (d_state, _add(d_used, _pick(used, d_here))), (d_projected, d_recurrent)
-
-        zeros = jax.tree.map(jnp.zeros_like, _pick(used, params))
-        (d_state, d_used), (d_projected, d_recurrent) = scan_distinct(
-            body,
-            (d_state, zeros),
-            (pullbacks, previous, projected, d_outputs, d_states),
-            reverse=not reverse,
-        )
+        steps_back = Steps(previous, projected, recurrent, d_outputs, d_states)
+        back = back_through(parts, params, product, d_state, steps_back, reverse=not reverse)
         # Of these two nothing needs the values, which XLA then leaves out.
         _, through_weights = jax.vjp(
             lambda params: (
@@ -271,8 +248,9 @@ def _backward(
             ),
             params,
         )
-        d_params = _add(d_params, *through_weights((d_projected, d_recurrent)))
-        return (d_state, _add_at(used, d_params, d_used)), *through_project(d_projected)
+        d_params = add(d_params, *through_weights((back.projected, back.recurrent)))
+        d_params = add_at(parts.used, d_params, back.used)
+        return (back.state, d_params), *through_project(back.projected)
 
     (d_state, d_params), d_inputs = scan_chunks(
         run_chunk,
@@ -331,23 +309,3 @@ def _what_to_keep(parts: Anatomy, params: Any, steps: int, batch: int) -> Keep:
     operations = 2 * batch * sum(leaf.size for leaf in jax.tree.leaves(params))
     worth = _OPERATIONS_A_BYTE * size + _OPERATIONS_AN_ARRAY * len(kept)
     return "products" if operations > worth and steps * size <= _MOST_PRODUCTS else "states"
-
-
-def _pick(numbers: list[int], tree: PyTree) -> list[Any]:
-    leaves = jax.tree.leaves(tree)
-    return [leaves[number] for number in numbers]
-
-
-def _add(left: PyTree, right: PyTree) -> PyTree:
-    return jax.tree.map(jnp.add, left, right)
-
-
-def _put_at(numbers: list[int], tree: PyTree, new: list[Any]) -> PyTree:
-    leaves, structure = jax.tree.flatten(tree)
-    for number, leaf in zip(numbers, new, strict=True):
-        leaves[number] = leaf
-    return structure.unflatten(leaves)
-
-
-def _add_at(numbers: list[int], tree: PyTree, extra: list[Any]) -> PyTree:
-    return _put_at(numbers, tree, _add(_pick(numbers, tree), extra))

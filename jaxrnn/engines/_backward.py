@@ -1,0 +1,206 @@
+"""The loop back through a chunk's steps, which carries the state's cotangent, in two forms."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from jaxrnn.engines._chunks import distinct, scan_distinct
+from jaxrnn.engines._gated import Anatomy
+from jaxrnn.engines._leaves import add, add_at, pick, put_at
+
+
+class Steps(NamedTuple):
+    """What a chunk's steps started from and multiplied, and the cotangents that come to them.
+
+    All are pytrees of arrays with an entry for each step; `d_states` is None if there are none.
+    """
+
+    previous: PyTree
+    projected: PyTree
+    recurrent: PyTree
+    d_outputs: PyTree
+    d_states: PyTree
+
+
+class Cotangents(NamedTuple):
+    """The cotangents that leave a chunk.
+
+    Attributes:
+        state: that of the state before it.
+        used: those of the params that `activate` reads.
+        projected: those of every step's `projected`.
+        recurrent: those of every step's `recurrent`.
+    """
+
+    state: PyTree
+    used: list[Array]
+    projected: PyTree
+    recurrent: PyTree
+
+
+def back_through(
+    parts: Anatomy,
+    params: PyTree,
+    product: Callable[[PyTree, PyTree], PyTree],
+    d_state: PyTree,
+    steps: Steps,
+    *,
+    reverse: bool,
+) -> Cotangents:
+    """Carry cotangents back through a chunk's steps.
+
+    Args:
+        parts: the anatomy of the step.
+        params: the cell's.
+        product: `(state, projected) -> recurrent`, the step's.
+        d_state: the cotangent of the state after the chunk.
+        steps: what the steps need.
+        reverse: whether the loop begins with the last step.
+
+    Returns:
+        The cotangents.
+    """
+    loop = _by_derivatives if parts.small_and_pointwise else _by_pullbacks
+    return loop(parts, params, product, d_state, steps, reverse=reverse)
+
+
+def _by_pullbacks(
+    parts: Anatomy,
+    params: PyTree,
+    product: Callable[[PyTree, PyTree], PyTree],
+    d_state: PyTree,
+    steps: Steps,
+    *,
+    reverse: bool,
+) -> Cotangents:
+    """Carry cotangents back through any steps."""
+    # Of all steps at once: a function is a pytree of what it holds, so a loop can scan it.
+    pullbacks = jax.vmap(lambda *step: jax.vjp(parts.gated.activate, params, *step)[1])(
+        steps.previous, steps.projected, steps.recurrent
+    )
+
+    def body(carry, of_step):
+        d_state, d_used = carry
+        pullback, step = of_step
+        d_state = d_state if step.d_states is None else add(d_state, step.d_states)
+        d_params, d_state, d_projected, d_recurrent = pullback((d_state, step.d_outputs))
+        d_previous, d_exposing = _through_product(parts, product, step, d_recurrent)
+        d_projected = add_at(parts.exposing, d_projected, d_exposing)
+        carry = add(d_state, d_previous), add(d_used, pick(parts.used, d_params))
+        return carry, (d_projected, d_recurrent)
+
+    zeros = jax.tree.map(jnp.zeros_like, pick(parts.used, params))
+    (d_state, d_used), (d_projected, d_recurrent) = scan_distinct(
+        body, (d_state, zeros), (pullbacks, steps), reverse=reverse
+    )
+    return Cotangents(d_state, d_used, d_projected, d_recurrent)
+
+
+def _by_derivatives(
+    parts: Anatomy,
+    params: PyTree,
+    product: Callable[[PyTree, PyTree], PyTree],
+    d_state: PyTree,
+    steps: Steps,
+    *,
+    reverse: bool,
+) -> Cotangents:
+    """Carry cotangents back through small steps whose `activate` is pointwise.
+
+    Small steps take as long as it takes to start their kernels. Here a step has few: all that
+    `activate` passes to the products is a single array, by a table of derivatives times the
+    cotangents of what it returns, and so is the state's cotangent.
+    """
+    activate = functools.partial(parts.gated.activate, params)
+    arguments = steps.previous, steps.projected, steps.recurrent
+    (of_previous, *of_products), merge = _derivatives(activate, arguments)
+    # What is only added to something shares its derivatives, and gets one row of the table.
+    rows = {_identity(leaf): leaf for part in reversed(of_products) for leaf in part}
+    order = list(rows)
+    table = [jnp.stack(column, axis=-2) for column in zip(*rows.values(), strict=True)]
+    direct = {number: of_previous[number] for number in parts.reading}
+
+    def unpacked(packed: Array) -> list[PyTree]:
+        parts_of_packed = jnp.split(packed, len(order), axis=-1)
+        return [
+            jax.tree.structure(like).unflatten(
+                [parts_of_packed[order.index(_identity(leaf))] for leaf in part]
+            )
+            for like, part in zip(arguments[1:], of_products, strict=True)
+        ]
+
+    def of_stacked(stacked: Array) -> PyTree:
+        return jax.tree.structure(d_state).unflatten(list(stacked))
+
+    def stacked(state: PyTree) -> Array:
+        return jnp.stack(jax.tree.leaves(state))
+
+    def body(d_state, of_step):
+        table, direct, step = of_step
+        d_state = of_stacked(d_state)
+        d_state = d_state if step.d_states is None else add(d_state, step.d_states)
+        d_results = merge((d_state, step.d_outputs))
+        rows = _weighted_sum(table, [d[..., None, :] for d in d_results])
+        packed = rows.reshape(*rows.shape[:-2], -1)
+        d_previous, _ = _through_product(parts, product, step, unpacked(packed)[1])
+        extra = [_weighted_sum(derivatives, d_results) for derivatives in direct.values()]
+        return stacked(add_at(list(direct), d_previous, extra)), packed
+
+    d_first, packed = scan_distinct(body, stacked(d_state), (table, direct, steps), reverse=reverse)
+    return Cotangents(of_stacked(d_first), [], *unpacked(packed))
+
+
+def _through_product(
+    parts: Anatomy,
+    product: Callable[[PyTree, PyTree], PyTree],
+    step: Steps,
+    d_recurrent: PyTree,
+) -> tuple[PyTree, list[Array]]:
+    """Return the cotangents of the state, and of those projections that the product sees."""
+
+    def of_step(state, exposing):
+        return product(state, put_at(parts.exposing, step.projected, exposing))
+
+    _, pullback = jax.vjp(of_step, step.previous, pick(parts.exposing, step.projected))
+    return pullback(d_recurrent)
+
+
+def _derivatives(
+    function: Callable[..., PyTree], arguments: tuple[PyTree, ...]
+) -> tuple[list[list[tuple[Array, ...]]], Callable[[PyTree], list[Array]]]:
+    """Differentiate a pointwise function, each of its results by each of its arguments.
+
+    Returns:
+        For each argument a list with, for each of its leaves, the derivatives of all distinct
+        results; and a function that adds up the cotangents of results which are the same array.
+    """
+    restored: Any = None
+
+    def results(*arguments):
+        nonlocal restored
+        leaves, restored = distinct(function(*arguments))
+        return leaves
+
+    like = jax.eval_shape(results, *arguments)
+
+    def of_result(number):
+        one, pullback = jax.vjp(lambda *arguments: results(*arguments)[number], *arguments)
+        return [jax.tree.leaves(part) for part in pullback(jnp.ones_like(one))]
+
+    of_results = [of_result(number) for number in range(len(like))]
+    of_arguments = [list(zip(*parts, strict=True)) for parts in zip(*of_results, strict=True)]
+    steps = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in like]
+    merge = jax.linear_transpose(restored, steps)
+    return of_arguments, lambda cotangents: merge(cotangents)[0]
+
+
+def _weighted_sum(weights: Any, values: list[Array]) -> Array:
+    return functools.reduce(jnp.add, map(jnp.multiply, weights, values))
+
+
+def _identity(arrays: tuple[Array, ...]) -> tuple[int, ...]:
+    return tuple(map(id, arrays))
