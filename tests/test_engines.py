@@ -112,6 +112,104 @@ def test_values_and_gradients(cell, engine, options):
         compare(cell, engine, lambda f, a: jax.value_and_grad(f)(a), arguments, **options)
 
 
+LARGE = 40  # of which the tests' batch of 3 no longer counts as small
+
+
+@pytest.mark.parametrize("cell", [jaxrnn.lstm(LARGE), jaxrnn.gru(LARGE)], ids=repr)
+@pytest.mark.parametrize(
+    ("engine", "options"),
+    [
+        (jaxrnn.hoisted(2, keep="states"), {}),
+        (jaxrnn.hoisted(2, keep="products"), {"reverse": True, "return_states": True}),
+    ],
+    ids=["states", "products"],
+)
+def test_large_steps(cell, engine, options):
+    with x64():
+        arguments = problem(cell, length=T, batch=(3,), dtype=jnp.float64)
+        compare(cell, engine, lambda f, a: jax.value_and_grad(f)(a), arguments, **options)
+
+
+def two_parts(mix):
+    """A cell of two products and two states, one of which is no output, that mixes entries.
+
+    Or not, if `mix` is the identity.
+    """
+
+    def activate(params, state, projected, recurrent):
+        fast, slow = state
+        gate = jax.nn.sigmoid(projected[0] * recurrent[0])
+        fast = jnp.where(slow > 0, gate * mix(fast), jax.nn.relu(recurrent[1]) ** 2)
+        return (fast, slow + jnp.tanh(projected[1] - gate)), {"slow": slow, "gate": gate}
+
+    def init(key, input_size, dtype):
+        return jnp.ones((input_size + H, 2 * H), dtype)
+
+    gates = jaxrnn.Gated(
+        project=lambda params, inputs: jnp.split(inputs @ params[:-H], 2, axis=-1),
+        recur=lambda params, state: jnp.split(state[0] @ params[-H:], 2, axis=-1),
+        activate=activate,
+    )
+    return jaxrnn.Cell(init, lambda batch, dtype: 2 * (jnp.zeros((*batch, H), dtype),), gates)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        two_parts(lambda x: x),
+        two_parts(lambda x: jnp.flip(x, axis=-1)),
+        pytest.param(two_parts(lambda x: jnp.cumsum(x, axis=0)), marks=pytest.mark.slow),
+        pytest.param(two_parts(lambda x: x - x.mean(-1, keepdims=True)), marks=pytest.mark.slow),
+    ],
+    ids=["pointwise", "flip", "cumsum", "mean"],
+)
+def test_small_steps(cell):
+    with x64():
+        arguments = problem(cell, length=T, dtype=jnp.float64)
+        compare(cell, jaxrnn.hoisted(2), lambda f, a: jax.value_and_grad(f)(a), arguments)
+
+
+@pytest.mark.parametrize(
+    ("cell", "wanted"),
+    [
+        (jaxrnn.lstm(H), True),
+        (jaxrnn.gru(H), True),
+        (jaxrnn.zoneout(jaxrnn.lstm(H), 0.5), True),
+        (two_parts(lambda x: x), True),
+        (jaxrnn.lstm(LARGE), False),
+        (jaxrnn.elman(H), False),  # its one product is a single array anyway
+        (jaxrnn.peephole_lstm(H), False),  # its `activate` has weights
+        (jaxrnn.layer_norm(jaxrnn.lstm(H)), False),
+        (two_parts(lambda x: jnp.flip(x, axis=-1)), False),
+        (two_parts(lambda x: jnp.cumsum(x, axis=0)), False),
+        (two_parts(lambda x: x.astype(jnp.bfloat16)), True),
+        (two_parts(lambda x: x[..., :1]), False),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_which_steps_are_small_and_pointwise(cell, wanted):
+    arguments = cell.params_spec(3), cell.state_spec((3,)), jax.ShapeDtypeStruct((5, 3, 3), "f4")
+    assert anatomy(cell.structure, *arguments).small_and_pointwise == wanted
+
+
+@pytest.mark.parametrize(("batch", "carried", "stored"), [(1, 1, 1), (LARGE, 2, 4)])
+def test_the_loop_back_through_small_steps_handles_one_array(batch, carried, stored):
+    cell = jaxrnn.lstm(H)
+    params, inputs, _ = problem(cell, batch=(batch,))
+
+    def loss(params):
+        return jaxrnn.unroll(cell, params, inputs, engine=jaxrnn.hoisted())[1].sum()
+
+    loops = [
+        equation
+        for equation in equations(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
+        if equation.primitive.name == "scan"
+    ]
+    back = loops[-1]
+    assert back.params["num_carry"] == carried
+    assert len(back.outvars) == carried + stored
+
+
 @pytest.mark.parametrize(
     ("cell", "engine"), pairs("lstm-hoisted gru-checkpointed(2) elman-sharded peephole-hoisted(2)")
 )
