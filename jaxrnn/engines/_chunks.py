@@ -53,12 +53,21 @@ def scan_chunks(
     if count == 0 or steps == chunk:
         return function(carry, _each(lambda a: a[0], per_chunk), per_step)
 
+    # Without axes of length 1: of the many ways to lay out such arrays XLA takes another for a whole
+    # sequence than for its chunks, and copies it all.
+    def chunks_of(a):
+        return a[: count * chunk].reshape(count, chunk, *(n for n in a.shape[1:] if n != 1))
+
+    def run_chunk(carry, xs):
+        of_chunk, chunks = xs
+        of_steps = jax.tree.map(lambda a, b: a.reshape(chunk, *b.shape[1:]), chunks, per_step)
+        return function(carry, of_chunk, of_steps)
+
     def whole(carry):
-        chunks = _each(lambda a: a[: count * chunk].reshape(count, chunk, *a.shape[1:]), per_step)
         carry, outputs = scan_distinct(
-            lambda carry, xs: function(carry, *xs),
+            run_chunk,
             carry,
-            (_each(lambda a: a[:count], per_chunk), chunks),
+            (_each(lambda a: a[:count], per_chunk), _each(chunks_of, per_step)),
             reverse=reverse,
         )
         return carry, _each(lambda a: a.reshape(count * chunk, *a.shape[2:]), outputs)
