@@ -115,11 +115,15 @@ def test_values_and_gradients(cell, engine, options):
 LARGE = 40  # of which the tests' batch of 3 no longer counts as small
 
 
-@pytest.mark.parametrize("cell", [jaxrnn.lstm(LARGE), jaxrnn.gru(LARGE)], ids=repr)
+@pytest.mark.parametrize(
+    "cell",
+    [jaxrnn.lstm(LARGE), pytest.param(jaxrnn.gru(LARGE), marks=pytest.mark.slow)],
+    ids=repr,
+)
 @pytest.mark.parametrize(
     ("engine", "options"),
     [
-        (jaxrnn.hoisted(2, keep="states"), {}),
+        pytest.param(jaxrnn.hoisted(2, keep="states"), {}, marks=pytest.mark.slow),
         (jaxrnn.hoisted(2, keep="products"), {"reverse": True, "return_states": True}),
     ],
     ids=["states", "products"],

@@ -53,8 +53,8 @@ def scan_chunks(
     if count == 0 or steps == chunk:
         return function(carry, _each(lambda a: a[0], per_chunk), per_step)
 
-    # Without axes of length 1: of the many ways to lay out such arrays XLA takes another for a whole
-    # sequence than for its chunks, and copies it all.
+    # Without axes of length 1: of the many ways to lay out such arrays XLA takes one for a sequence
+    # and another for its chunks, and copies it all.
     def chunks_of(a):
         return a[: count * chunk].reshape(count, chunk, *(n for n in a.shape[1:] if n != 1))
 
