@@ -188,6 +188,7 @@ def test_small_steps(cell):
         (two_parts(lambda x: jnp.cumsum(x, axis=0)), False),
         (two_parts(lambda x: x.astype(jnp.bfloat16)), True),
         (two_parts(lambda x: x[..., :1]), False),
+        (two_parts(lambda x: x.sum()), False),
     ],
     ids=lambda value: getattr(value, "name", value),
 )
@@ -196,9 +197,17 @@ def test_which_steps_are_small_and_pointwise(cell, wanted):
     assert anatomy(cell.structure, *arguments).small_and_pointwise == wanted
 
 
-@pytest.mark.parametrize(("batch", "carried", "stored"), [(1, 1, 1), (LARGE, 2, 4)])
-def test_the_loop_back_through_small_steps_handles_one_array(batch, carried, stored):
-    cell = jaxrnn.lstm(H)
+@pytest.mark.parametrize(
+    ("cell", "batch", "carried", "stored"),
+    [
+        (jaxrnn.lstm(H), 1, 1, 1),
+        (jaxrnn.lstm(H), LARGE, 2, 1),
+        (jaxrnn.gru(H), 1, 1, 1),
+        (jaxrnn.gru(H), LARGE, 1, 2),  # the candidate's two products get different cotangents
+        (jaxrnn.elman(H), 1, 1, 1),
+    ],
+)
+def test_the_loop_back_handles_few_arrays(cell, batch, carried, stored):
     params, inputs, _ = problem(cell, batch=(batch,))
 
     def loss(params):
@@ -300,6 +309,16 @@ def test_an_empty_sequence(engine):
     d_params, d_state = jax.grad(loss, argnums=(0, 1))(params, state)
     assert (flat(d_params) == 0).all()
     assert (flat(d_state) == 1).all()
+
+
+@pytest.mark.parametrize("cell", [jaxrnn.lstm(H), jaxrnn.peephole_lstm(H)], ids=repr)
+def test_an_empty_batch(cell):
+    params, inputs, state = problem(cell, batch=(0,))
+
+    def loss(params):
+        return flat(jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.hoisted(2))).sum()
+
+    assert (flat(jax.grad(loss)(params)) == 0).all()
 
 
 def test_integers_in_state_and_output_are_carried():

@@ -1,6 +1,7 @@
 """The loop back through a chunk's steps, which carries the state's cotangent, in two forms."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -82,8 +83,10 @@ def _by_pullbacks(
     pullbacks = jax.vmap(lambda *step: jax.vjp(parts.gated.activate, params, *step)[1])(
         steps.previous, steps.projected, steps.recurrent
     )
+    unpacked: Any = None
 
     def body(carry, of_step):
+        nonlocal unpacked
         d_state, d_used = carry
         pullback, step = of_step
         d_state = d_state if step.d_states is None else add(d_state, step.d_states)
@@ -91,13 +94,14 @@ def _by_pullbacks(
         d_previous, d_exposing = _through_product(parts, product, step, d_recurrent)
         d_projected = add_at(parts.exposing, d_projected, d_exposing)
         carry = add(d_state, d_previous), add(d_used, pick(parts.used, d_params))
-        return carry, (d_projected, d_recurrent)
+        packed, unpacked = _packed(d_projected, d_recurrent)
+        return carry, packed
 
     zeros = jax.tree.map(jnp.zeros_like, pick(parts.used, params))
-    (d_state, d_used), (d_projected, d_recurrent) = scan_distinct(
+    (d_state, d_used), packed = scan_distinct(
         body, (d_state, zeros), (pullbacks, steps), reverse=reverse
     )
-    return Cotangents(d_state, d_used, d_projected, d_recurrent)
+    return Cotangents(d_state, d_used, *unpacked(packed))
 
 
 def _by_derivatives(
@@ -125,7 +129,7 @@ def _by_derivatives(
     direct = {number: of_previous[number] for number in parts.reading}
 
     def unpacked(packed: Array) -> list[PyTree]:
-        parts_of_packed = jnp.split(packed, len(order), axis=-1)
+        parts_of_packed = _split(packed, len(order))
         return [
             jax.tree.structure(like).unflatten(
                 [parts_of_packed[order.index(_identity(leaf))] for leaf in part]
@@ -145,13 +149,53 @@ def _by_derivatives(
         d_state = d_state if step.d_states is None else add(d_state, step.d_states)
         d_results = merge((d_state, step.d_outputs))
         rows = _weighted_sum(table, [d[..., None, :] for d in d_results])
-        packed = rows.reshape(*rows.shape[:-2], -1)
+        packed = rows.reshape(*rows.shape[:-2], math.prod(rows.shape[-2:]))
         d_previous, _ = _through_product(parts, product, step, unpacked(packed)[1])
         extra = [_weighted_sum(derivatives, d_results) for derivatives in direct.values()]
         return stacked(add_at(list(direct), d_previous, extra)), packed
 
     d_first, packed = scan_distinct(body, stacked(d_state), (table, direct, steps), reverse=reverse)
     return Cotangents(of_stacked(d_first), [], *unpacked(packed))
+
+
+def _packed(
+    d_projected: PyTree, d_recurrent: PyTree
+) -> tuple[PyTree, Callable[[PyTree], tuple[PyTree, PyTree]]]:
+    """Put what goes back to the recurrent product into one array.
+
+    A product that was split has to do so anyway. Then it is stored at once, not piece by piece.
+
+    Returns:
+        That and whatever else goes to the projections, and a function that undoes it, for any
+        number of steps.
+    """
+    pieces, structure = jax.tree.flatten(d_recurrent)
+    alike = len({(piece.shape, piece.dtype) for piece in pieces}) == 1
+    if len(pieces) < 2 or not alike or pieces[0].ndim == 0:
+        return (d_projected, d_recurrent), lambda kept: kept
+    places = {id(piece): number for number, piece in enumerate(pieces)}
+    leaves, structure_of_projected = jax.tree.flatten(d_projected)
+    numbers = [places.get(id(leaf)) for leaf in leaves]
+    rest = [leaf for leaf, number in zip(leaves, numbers, strict=True) if number is None]
+
+    def unpacked(kept):
+        packed, rest = kept
+        split, others = _split(packed, len(pieces)), iter(rest)
+        return (
+            structure_of_projected.unflatten(
+                [next(others) if number is None else split[number] for number in numbers]
+            ),
+            structure.unflatten(split),
+        )
+
+    return (jnp.concatenate(pieces, axis=-1), rest), unpacked
+
+
+def _split(packed: Array, count: int) -> list[Array]:
+    """Split the last axis into so many pieces, in a way that XLA undoes where they are joined."""
+    *leading, width = packed.shape
+    pieces = jnp.split(packed.reshape(math.prod(leading), width), count, axis=-1)
+    return [piece.reshape(*leading, width // count) for piece in pieces]
 
 
 def _through_product(
