@@ -117,7 +117,8 @@ def hoisted(chunk: int | None = None, keep: Keep | None = None) -> Hoisted:
     Backward, `project` and `recur` are computed again, each as one large product, from inputs and
     states, and all of a chunk's steps of `activate` are linearised at once, so that of every step
     only its state is kept: a third of what `scan` keeps. Where that is faster, more is kept, and
-    less computed again.
+    less computed again. Steps of a few small arrays, as of a single sequence, take as long as it
+    takes to start their kernels: going back, theirs are as few as can be.
 
     Values and gradients are those of `scan`, in every mode and order of differentiation. Forward
     mode gains nothing here, and keeps what only reverse mode needs, O(T) memory: take `scan` there
