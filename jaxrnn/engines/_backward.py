@@ -89,8 +89,7 @@ def _by_pullbacks(
         nonlocal unpacked
         d_state, d_used = carry
         pullback, step = of_step
-        d_state = d_state if step.d_states is None else add(d_state, step.d_states)
-        d_params, d_state, d_projected, d_recurrent = pullback((d_state, step.d_outputs))
+        d_params, d_state, d_projected, d_recurrent = pullback(_arriving(d_state, step))
         d_previous, d_exposing = _through_product(parts, product, step, d_recurrent)
         d_projected = add_at(parts.exposing, d_projected, d_exposing)
         carry = add(d_state, d_previous), add(d_used, pick(parts.used, d_params))
@@ -145,9 +144,7 @@ def _by_derivatives(
 
     def body(d_state, of_step):
         table, direct, step = of_step
-        d_state = of_stacked(d_state)
-        d_state = d_state if step.d_states is None else add(d_state, step.d_states)
-        d_results = merge((d_state, step.d_outputs))
+        d_results = merge(_arriving(of_stacked(d_state), step))
         rows = _weighted_sum(table, [d[..., None, :] for d in d_results])
         packed = rows.reshape(*rows.shape[:-2], math.prod(rows.shape[-2:]))
         d_previous, _ = _through_product(parts, product, step, unpacked(packed)[1])
@@ -156,6 +153,11 @@ def _by_derivatives(
 
     d_first, packed = scan_distinct(body, stacked(d_state), (table, direct, steps), reverse=reverse)
     return Cotangents(of_stacked(d_first), [], *unpacked(packed))
+
+
+def _arriving(d_state: PyTree, step: Steps) -> tuple[PyTree, PyTree]:
+    """Return the cotangents of what a step returns: its state and its output."""
+    return d_state if step.d_states is None else add(d_state, step.d_states), step.d_outputs
 
 
 def _packed(

@@ -124,14 +124,7 @@ def scan_distinct(
 
     A hidden state that is the output too is the commonest such thing.
     """
-    restored: Any = None
-
-    def each_once(carry: Any, x: Any) -> tuple[Any, list[Any]]:
-        nonlocal restored
-        carry, outputs = body(carry, x)
-        kept, restored = distinct(outputs)
-        return carry, kept
-
+    each_once, restored = _each_once(body)
     carry, kept = lax.scan(each_once, carry, xs, reverse=reverse)
     return carry, restored(kept)
 
@@ -167,13 +160,7 @@ def scan_prepared(
     """
     if chunk == steps:
         return scan_distinct(body, carry, prepare(per_step), reverse=reverse)
-    restored: Any = None
-
-    def each_once(carry: Any, x: Any) -> tuple[Any, list[Any]]:
-        nonlocal restored
-        carry, outputs = body(carry, x)
-        kept, restored = distinct(outputs)
-        return carry, kept
+    each_once, restored = _each_once(body)
 
     def step(loop: Any, x: Any) -> tuple[Any, None]:
         carry, place, buffers = loop
@@ -192,6 +179,24 @@ def scan_prepared(
         run_chunk, begin, None, per_step, steps=steps, chunk=chunk, reverse=reverse
     )
     return carry, restored(buffers)
+
+
+def _each_once(
+    body: Callable[[Any, Any], tuple[Any, PyTree]],
+) -> tuple[Callable[[Any, Any], tuple[Any, list[Any]]], Callable[[list[Any]], PyTree]]:
+    """Make a scan's body return each of its arrays once, in a list, and what undoes that.
+
+    The latter may be called once the former has been traced.
+    """
+    restored: Any = None
+
+    def each_once(carry: Any, x: Any) -> tuple[Any, list[Any]]:
+        nonlocal restored
+        carry, outputs = body(carry, x)
+        kept, restored = distinct(outputs)
+        return carry, kept
+
+    return each_once, lambda kept: restored(kept)
 
 
 def distinct(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:
