@@ -134,6 +134,21 @@ def test_large_steps(cell, engine, options):
         compare(cell, engine, lambda f, a: jax.value_and_grad(f)(a), arguments, **options)
 
 
+@pytest.mark.parametrize("engine", [jaxrnn.hoisted(2), jaxrnn.checkpointed(2)], ids=str)
+def test_axes_of_length_one(engine):
+    with x64():
+        arguments = problem(jaxrnn.gru(1), length=T, batch=(1, 2, 1), features=1, dtype=jnp.float64)
+        compare(jaxrnn.gru(1), engine, lambda f, a: jax.value_and_grad(f)(a), arguments)
+
+
+def test_a_single_sequence_is_not_copied():
+    steps, cell = 3000, jaxrnn.lstm(H)
+    inputs = jax.ShapeDtypeStruct((steps, 1, 3), jnp.float32)
+    states = steps * sum(leaf.size * 4 for leaf in jax.tree.leaves(cell.state_spec((1,))))
+    # The states and half as much again for a chunk; a copy of the states would be as much as they.
+    assert memory(cell, inputs, jaxrnn.hoisted(30)) < 1.5 * states
+
+
 def two_parts(mix):
     """A cell of two products and two states, one of which is no output, that mixes entries.
 
