@@ -114,7 +114,7 @@ def test_pytorch(cell, layer, options, dtype):
         assert_gradients_close(leaf, tensor_of_leaf.grad[0])
 
 
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_pytorchs_projection(size, dtype):
     torch = framework("torch")
     cell = jaxrnn.projection(jaxrnn.lstm(H), size)

@@ -158,7 +158,7 @@ def arguments(broken: Broken) -> tuple[Any, ...]:
     return broken.loss, broken.model, broken.plant(params), inputs
 
 
-QUICK = {"small_kernel", "stack_with_nan"}
+QUICK = {"stack_with_nan"}
 
 
 def rows(models):

@@ -131,8 +131,9 @@ def test_with_flags_windows_back_to_the_start_give_the_full_gradient(k1, k2):
     close(got, (final, value, gradient))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("k1", "k2"), [(3, 5), pytest.param(3, 3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("k1", "k2"), [(3, 5), (3, 3)])
 def test_fit_heeds_flags_of_each_window(k1, k2):
     """Without learning, windows in a row are `truncated_gradient`, and the state goes on."""
     model, params, inputs, targets, state = flagged_problem(jaxrnn.lstm(H))
