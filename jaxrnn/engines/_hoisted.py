@@ -32,8 +32,8 @@ _PARAMETERS = 4
 # Products are kept rather than multiplied again if that is more operations than so many for each
 # byte and for each array, about what the cores compute while a byte is written to fresh memory and
 # while a kernel that writes one is started, and if they take no more bytes than so many.
-_OPERATIONS_A_BYTE = 55
-_OPERATIONS_AN_ARRAY = 50_000
+_OPERATIONS_A_BYTE = 40
+_OPERATIONS_AN_ARRAY = 15_000
 _MOST_PRODUCTS = 2**29
 # Up to so many chunks are better run as one: what a chunk costs is more than the cache gains.
 _FEW_CHUNKS = 3
