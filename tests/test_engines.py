@@ -386,12 +386,19 @@ def test_bad_chunks(make):
 
 
 @pytest.mark.parametrize(
-    ("cell", "wanted"),
-    [(jaxrnn.elman(8), "states"), (jaxrnn.gru(16), "states"), (jaxrnn.lstm(200), "products")],
-    ids=["elman", "gru", "large lstm"],
+    ("cell", "shape", "wanted"),
+    [
+        (jaxrnn.elman(8), (6, 2, 8), "states"),
+        (jaxrnn.gru(16), (6, 2, 8), "states"),
+        (jaxrnn.lstm(200), (6, 2, 8), "products"),
+        # Measured on both sides of the choice: products are 1.05 times as fast, and 0.85 times.
+        (jaxrnn.gru(64), (6, 16, 64), "products"),
+        pytest.param(jaxrnn.gru(64), (6, 1, 64), "states", marks=pytest.mark.slow),
+    ],
+    ids=["elman", "gru", "large lstm", "many sequences", "one sequence"],
 )
-def test_hoisted_keeps_what_is_less_work(cell, wanted):
-    spec = jax.ShapeDtypeStruct((6, 2, 8), jnp.float32)
+def test_hoisted_keeps_what_is_less_work(cell, shape, wanted):
+    spec = jax.ShapeDtypeStruct(shape, jnp.float32)
     sizes = {keep: memory(cell, spec, jaxrnn.hoisted(2, keep=keep)) for keep in KEEP}
     chosen = sizes.pop(None)
     assert [keep for keep, size in sizes.items() if size == chosen] == [wanted]
