@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.core
 from jax.extend import core as jex_core
 from jaxtyping import PyTree
 
@@ -44,12 +45,26 @@ def leaves_added(
     places = {id(variable): place for place, variable in enumerate(jaxpr.invars)}
     pairs = {}
     for equation in jaxpr.eqns:
-        added = sorted(places.get(id(atom), -1) for atom in equation.invars)
         if equation.primitive.name == "add" and all(id(atom) in once for atom in equation.invars):
-            here, there = added
+            here, there = sorted(places.get(id(atom), -1) for atom in equation.invars)
             if start <= here < middle <= there:
                 pairs[here - start] = there - middle
     return pairs
+
+
+def is_pure(function: Callable[..., Any], *arguments: PyTree) -> bool:
+    """Return whether a function reads only its arguments, and does nothing but return results.
+
+    One that closes over values which are being traced reads more; printing, or summing over a named
+    axis, is doing more.
+    """
+    closed = jax.make_jaxpr(function)(*arguments)
+    return not closed.effects and not any(isinstance(c, jax.core.Tracer) for c in closed.consts)
+
+
+def results_distinct(function: Callable[..., Any], *arguments: PyTree) -> int:
+    """Return how many different arrays a function returns: one may stand in several places."""
+    return len({id(atom) for atom in jax.make_jaxpr(function)(*arguments).jaxpr.outvars})
 
 
 def primitives(function: Callable[..., Any], *arguments: PyTree) -> set[str]:

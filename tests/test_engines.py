@@ -209,7 +209,8 @@ def test_small_steps(cell):
 )
 def test_which_steps_are_small_and_pointwise(cell, wanted):
     arguments = cell.params_spec(3), cell.state_spec((3,)), jax.ShapeDtypeStruct((5, 3, 3), "f4")
-    assert anatomy(cell.structure, *arguments).small_and_pointwise == wanted
+    parts = anatomy(cell.structure, *arguments)
+    assert (parts.small and parts.pointwise) == wanted
 
 
 @pytest.mark.parametrize(
@@ -223,19 +224,111 @@ def test_which_steps_are_small_and_pointwise(cell, wanted):
     ],
 )
 def test_the_loop_back_handles_few_arrays(cell, batch, carried, stored):
+    back = loop_back(cell, batch)
+    assert back.params["num_carry"] == carried
+    assert len(back.outvars) == carried + stored
+
+
+@pytest.mark.parametrize(
+    ("cell", "arguments"),
+    [
+        (jaxrnn.elman(H), 1),
+        (jaxrnn.gru(H), 5),  # three gates, the candidate's second product, and the state
+        (jaxrnn.zoneout(jaxrnn.gru(H), 0.5), 5),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_step_back_from_a_single_array_multiplies_once_for_each_argument(cell, arguments):
+    body = loop_back(cell, LARGE).params["jaxpr"].jaxpr
+    assert [equation.primitive.name for equation in equations(body)].count("mul") == arguments
+
+
+def loop_back(cell, batch):
+    """Return the last loop of a gradient."""
     params, inputs, _ = problem(cell, batch=(batch,))
 
     def loss(params):
         return jaxrnn.unroll(cell, params, inputs, engine=jaxrnn.hoisted())[1].sum()
 
-    loops = [
-        equation
-        for equation in equations(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
-        if equation.primitive.name == "scan"
-    ]
-    back = loops[-1]
-    assert back.params["num_carry"] == carried
-    assert len(back.outvars) == carried + stored
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
+    return [equation for equation in equations(jaxpr) if equation.primitive.name == "scan"][-1]
+
+
+def own_gates(**parts):
+    """A small gated cell with some of its parts given."""
+    gates = {
+        "project": lambda params, inputs: inputs @ params,
+        "recur": lambda params, state: state * params[0],
+        "activate": lambda params, state, projected, recurrent: (
+            2 * (jnp.tanh(projected + recurrent),)
+        ),
+    }
+    return jaxrnn.Cell(
+        lambda key, input_size, dtype: jax.random.normal(key, (input_size, H), dtype),
+        lambda batch, dtype: jnp.zeros((*batch, H), dtype),
+        jaxrnn.Gated(**{**gates, **parts}),
+    )
+
+
+@pytest.mark.parametrize("part", ["project", "recur", "activate"])
+@pytest.mark.parametrize(
+    "around",
+    [jax.jit, jax.vmap, jax.grad, lambda f: lambda at: jax.jvp(f, (at,), (at,))],
+    ids=["jit", "vmap", "grad", "jvp"],
+)
+def test_cells_that_close_over_a_traced_value(part, around):
+    def gradient(engine, gain):
+        plain = getattr(own_gates().structure, part)
+
+        def scaled(*arguments):
+            return jax.tree.map(lambda leaf: gain * leaf, plain(*arguments))
+
+        cell = own_gates(**{part: scaled})
+        params, inputs, _ = problem(cell)
+
+        def loss(params):
+            return jnp.square(jaxrnn.unroll(cell, params, inputs, engine=engine)[1]).sum()
+
+        return jax.grad(loss)(params).sum()
+
+    at = jnp.array([0.5, 0.6]) if around is jax.vmap else 0.5
+    with x64():
+        got, wanted = (
+            around(functools.partial(gradient, engine))(at) for engine in (None, jaxrnn.scan())
+        )
+        np.testing.assert_allclose(got, wanted, **FLOAT64)
+
+
+def test_cells_that_sum_over_a_named_axis():
+    def activate(params, state, projected, recurrent):
+        return 2 * (jnp.tanh(projected + recurrent - jax.lax.pmean(recurrent, "batch")),)
+
+    cell = own_gates(activate=activate)
+    with x64():
+        params, inputs, _ = problem(cell, dtype=jnp.float64)
+
+        def loss(params, engine):
+            def outputs(inputs):
+                return jaxrnn.unroll(cell, params, inputs, engine=engine)[1]
+
+            return jnp.square(jax.vmap(outputs, 1, axis_name="batch")(inputs)).sum()
+
+        got, wanted = (jax.grad(loss)(params, engine) for engine in (None, jaxrnn.scan()))
+        np.testing.assert_allclose(got, wanted, **FLOAT64)
+
+
+@pytest.mark.parametrize(
+    ("part", "function"),
+    [
+        ("project", lambda params, inputs: params[0]),
+        ("recur", lambda params, state: params[0]),
+    ],
+)
+def test_parts_that_do_not_act_on_any_leading_axes(part, function):
+    cell = own_gates(**{part: function})
+    params, inputs, _ = problem(cell, batch=(), length=H)
+    with pytest.raises(ValueError, match=rf"engine: got a cell whose `{part}` .*scan\(\) runs"):
+        jaxrnn.unroll(cell, params, inputs, engine=jaxrnn.hoisted())
 
 
 @pytest.mark.parametrize(

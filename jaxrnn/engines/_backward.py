@@ -65,7 +65,7 @@ def back_through(
     Returns:
         The cotangents.
     """
-    loop = _by_derivatives if parts.small_and_pointwise else _by_pullbacks
+    loop = _by_derivatives if parts.pointwise and parts.small else _by_pullbacks
     return loop(parts, params, product, d_state, steps, reverse=reverse)
 
 
@@ -79,10 +79,7 @@ def _by_pullbacks(
     reverse: bool,
 ) -> Cotangents:
     """Carry cotangents back through any steps."""
-    # Of all steps at once: a function is a pytree of what it holds, so a loop can scan it.
-    pullbacks = jax.vmap(lambda *step: jax.vjp(parts.gated.activate, params, *step)[1])(
-        steps.previous, steps.projected, steps.recurrent
-    )
+    pullbacks = _pullbacks(parts, params, steps)
     unpacked: Any = None
 
     def body(carry, of_step):
@@ -153,6 +150,37 @@ def _by_derivatives(
 
     d_first, packed = scan_distinct(body, stacked(d_state), (table, direct, steps), reverse=reverse)
     return Cotangents(of_stacked(d_first), [], *unpacked(packed))
+
+
+def _pullbacks(parts: Anatomy, params: PyTree, steps: Steps) -> Callable[..., tuple[Any, ...]]:
+    """Return the transpose of `activate` at every step: a function is a pytree of what it holds.
+
+    JAX multiplies a cotangent by one factor after another. Where all that come are of one array,
+    the factors of each argument are multiplied here, so that a step reads a single one.
+    """
+    activate = functools.partial(parts.gated.activate, params)
+    arguments = steps.previous, steps.projected, steps.recurrent
+    if not parts.pointwise or parts.distinct_results > 1:
+        return jax.vmap(lambda *step: jax.vjp(parts.gated.activate, params, *step)[1])(*arguments)
+    (of_previous, *of_products), merge = _derivatives(activate, arguments)
+    parts_read = [[of_previous[number] for number in parts.reading], *of_products]
+    # What is only added to something shares its derivatives, and is multiplied once.
+    rows = {_identity(row): row for part in parts_read for row in part}
+    places = [[list(rows).index(_identity(row)) for row in part] for part in parts_read]
+
+    def pullback(rows, d_results):
+        merged = merge(d_results)
+        sums = [_weighted_sum(row, merged) for row in rows]
+        d_read, *d_products = ([sums[place] for place in part] for part in places)
+        d_previous = put_at(parts.reading, jax.tree.map(jnp.zeros_like, d_results[0]), d_read)
+        likes = map(jax.tree.structure, arguments[1:])
+        return (
+            None,
+            d_previous,
+            *(like.unflatten(d) for like, d in zip(likes, d_products, strict=True)),
+        )
+
+    return jax.tree_util.Partial(pullback, list(rows.values()))
 
 
 def _arriving(d_state: PyTree, step: Steps) -> tuple[PyTree, PyTree]:

@@ -2,14 +2,16 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from jaxrnn import _check
 from jaxrnn._cell import Gated
-from jaxrnn._jaxpr import leaves_added, leaves_read, primitives
+from jaxrnn._jaxpr import is_pure, leaves_added, leaves_read, primitives, results_distinct
 
 # Arrays of up to so many entries are computed in less time than it takes a CPU to start a kernel.
 _SMALL = 100
@@ -30,6 +32,7 @@ class Anatomy:
 
     Attributes:
         gated: the step.
+        pure: whether the step reads only its arguments, and does nothing but return results.
         projected: the shapes and dtypes of what `project` returns for one step.
         recurrent: those of what `product` returns.
         results: those of the new state and the output.
@@ -38,11 +41,15 @@ class Anatomy:
         reading: those of the leaves of the state that `activate` reads.
         exposing: those of the leaves of `projected` that the product sees, such as dropout's masks.
         sums: which products are only added.
-        small_and_pointwise: whether all that a step deals with are some arrays of one shape, small,
-            of which `activate` combines entries in the same place only, and no params.
+        pointwise: whether all that `activate` deals with are arrays of one shape, of which it
+            combines entries in the same place only, and no params.
+        distinct_results: how many different arrays it returns.
+        small: whether what a step deals with are some small arrays, which go into the product as
+            they are.
     """
 
     gated: Gated
+    pure: bool
     projected: PyTree
     recurrent: PyTree
     results: PyTree
@@ -50,7 +57,9 @@ class Anatomy:
     reading: list[int]
     exposing: list[int]
     sums: "Sums"
-    small_and_pointwise: bool
+    pointwise: bool
+    distinct_results: int
+    small: bool
 
 
 def anatomy(gated: Gated, params: Any, state: Any, inputs: Any) -> Anatomy:
@@ -58,6 +67,9 @@ def anatomy(gated: Gated, params: Any, state: Any, inputs: Any) -> Anatomy:
     first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
     projected = jax.eval_shape(gated.project, params, first)
     recurrent = jax.eval_shape(gated.product, params, state, projected)
+    exposed = jax.eval_shape(gated.exposed, state, projected)
+    _check_many("project", gated.project, params, first, projected)
+    _check_many("recur", gated.recur, params, exposed, recurrent)
     results = jax.eval_shape(gated.activate, params, state, projected, recurrent)
     arguments = params, state, projected, recurrent
     used, reading, *_ = map(_places, leaves_read(gated.activate, *arguments))
@@ -65,16 +77,46 @@ def anatomy(gated: Gated, params: Any, state: Any, inputs: Any) -> Anatomy:
     pairs = leaves_added(gated.activate, (params, state), projected, recurrent)
     pairs = {left: right for left, right in pairs.items() if left not in exposing}
     sums = Sums(pairs, jax.tree.structure(recurrent))
-    small_and_pointwise = (
-        not used
-        and not exposing
-        and len(jax.tree.leaves(recurrent)) > 1
-        and _are_small_and_alike(state, projected, recurrent, results)
-        and primitives(gated.activate, *arguments) <= _POINTWISE
-    )
+    shapes = {
+        (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves((state, projected, recurrent, results))
+    }
     return Anatomy(
-        gated, projected, recurrent, results, used, reading, exposing, sums, small_and_pointwise
+        gated,
+        is_pure(gated, params, state, first),
+        projected,
+        recurrent,
+        results,
+        used,
+        reading,
+        exposing,
+        sums,
+        pointwise=(
+            not used and len(shapes) == 1 and primitives(gated.activate, *arguments) <= _POINTWISE
+        ),
+        distinct_results=results_distinct(gated.activate, *arguments),
+        small=(
+            not exposing
+            and len(jax.tree.leaves(recurrent)) > 1
+            and all(shape and math.prod(shape) <= _SMALL for shape, _ in shapes)
+        ),
     )
+
+
+def _check_many(
+    name: str, part: Callable[[Any, Any], Any], params: Any, one: PyTree, result: PyTree
+) -> None:
+    """Raise if a part doesn't make of several steps as many of what it makes of one."""
+
+    def several(leaf):
+        return jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype)
+
+    got = jax.eval_shape(part, params, jax.tree.map(several, one))
+    wanted = jax.tree.map(several, result)
+    if any(g.shape != w.shape for g, w in zip(*map(jax.tree.leaves, (got, wanted)), strict=True)):
+        raise ValueError(
+            f"engine: got a cell whose `{name}` makes {_check.describe(got)} of two steps, wanted "
+            f"{_check.describe(wanted)}: it has to act on any leading axes; scan() runs it as it is"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +151,6 @@ class Sums:
             for number in range(self.recurrent.num_leaves)
         ]
         return added, self.recurrent.unflatten(right)
-
-
-def _are_small_and_alike(*trees: PyTree) -> bool:
-    shapes = {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(trees)}
-    return len(shapes) == 1 and all(shape and math.prod(shape) <= _SMALL for shape, _ in shapes)
 
 
 def _places(flags: PyTree) -> list[int]:

@@ -98,7 +98,8 @@ class Hoisted(Engine):
             jnp.issubdtype(leaf.dtype, jnp.floating)
             for leaf in jax.tree.leaves((params, parts.results))
         )
-        return (run if floating and steps else reference)(params, state, inputs)
+        hoistable = floating and parts.pure and steps
+        return (run if hoistable else reference)(params, state, inputs)
 
 
 def hoisted(chunk: int | None = None, keep: Keep | None = None) -> Hoisted:
@@ -132,12 +133,13 @@ def hoisted(chunk: int | None = None, keep: Keep | None = None) -> Hoisted:
         keep: what to keep of every step for the way back: its "states" alone, or what `project` and
             `recur` return too, "products" (their sum, where `activate` only adds them up), so that
             nothing has to be multiplied again. None keeps products, up to 512 MiB, where kernels
-            and batches are large: of 32 sequences from about 64 units on.
+            and batches are large: of 8 sequences from about 64 units on.
 
     Returns:
-        An engine for `unroll(..., engine=...)`. With a cell that has no gated structure `unroll`
-        raises a ValueError, and with a chunk longer than the sequence; with integers in params,
-        state or output it runs as `scan`.
+        An engine for `unroll(..., engine=...)`. `unroll` raises a ValueError with a cell that has
+        no gated structure, or one whose parts don't act on any leading axes, and with a chunk
+        longer than the sequence. It runs as `scan` with integers in params, state or output, and
+        with a cell that closes over values which are being traced, or has effects such as printing.
 
     Raises:
         TypeError: if `chunk` is not an integer.
