@@ -1,15 +1,19 @@
 """Initialisers for recurrent kernels; those of `jax.nn.initializers` all work here too.
 
 An initialiser is a function `(key, shape, dtype) -> array`. The constructors are memoised, so that
-equal settings give the same function, and so the same memoised cell.
+equal settings give the same function, and so the same memoised cell. What they make raises a
+`TypeError` for a dtype that is neither floating nor complex, and a `ValueError` for a shape of
+which it has no draw, or for a setting beyond what the dtype holds.
 """
 
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from jaxrnn import _check
@@ -31,6 +35,35 @@ Initializer = Callable[..., Array]
 
 glorot_uniform: Initializer = jax.nn.initializers.glorot_uniform()
 zeros: Initializer = jax.nn.initializers.zeros
+
+
+def _checked(draw: Initializer, **settings: float) -> Initializer:
+    """Return an initialiser that refuses what `draw` can't draw, or with which it would overflow.
+
+    Below 32 bits the draw is made in float32 and rounded, as factorisations don't exist in 16 bits.
+    """
+
+    def init(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        dtype = _dtype(dtype)
+        for name, value in settings.items():
+            _fits(name, value, dtype)
+        wide = jnp.promote_types(dtype, jnp.float32)
+        return draw(key, _check.shape("shape", shape), wide).astype(dtype)
+
+    return init
+
+
+def _dtype(dtype: Any) -> np.dtype:
+    if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
+        _check.float_dtype(f"dtype {jnp.dtype(dtype)}", jnp.finfo(dtype).dtype)
+        return jnp.dtype(dtype)
+    return _check.float_dtype("dtype", dtype)
+
+
+def _fits(name: str, value: float, dtype: np.dtype) -> None:
+    largest = float(jnp.finfo(dtype).max)
+    if abs(value) > largest:
+        raise ValueError(f"{name}: got {value}, wanted at most {largest:.3g}, as {dtype} holds")
 
 
 def orthogonal(gain: float = 1.0) -> Initializer:
@@ -67,12 +100,12 @@ def orthogonal(gain: float = 1.0) -> Initializer:
 def _orthogonal(gain: float) -> Initializer:
     draw = jax.nn.initializers.orthogonal(gain)
 
-    def init(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    def one_by_one(key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype) -> Array:
         # One after the other under vmap, such as over seeds: of jaxlib's batched factorisations
         # several in one program can wait for one another without end, where a CPU has few threads.
         return jax.custom_batching.sequential_vmap(lambda key: draw(key, shape, dtype))(key)
 
-    return init
+    return _checked(one_by_one, gain=gain)
 
 
 def identity(gain: float = 1.0) -> Initializer:
@@ -105,11 +138,13 @@ def identity(gain: float = 1.0) -> Initializer:
 
 @functools.cache
 def _identity(gain: float) -> Initializer:
-    def init(key: PRNGKeyArray, shape: tuple[int, int], dtype=jnp.float32) -> Float[Array, "I H"]:
+    def draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype) -> Float[Array, "I H"]:
         del key
+        if len(shape) != 2:
+            raise ValueError(f"shape: got {shape}, wanted that of a matrix such as (64, 64)")
         return gain * jnp.eye(*shape, dtype=dtype)
 
-    return init
+    return _checked(draw, gain=gain)
 
 
 def near_identity(noise: float = 0.01, gain: float = 1.0) -> Initializer:
@@ -149,12 +184,12 @@ def near_identity(noise: float = 0.01, gain: float = 1.0) -> Initializer:
 
 @functools.cache
 def _near_identity(noise: float, gain: float) -> Initializer:
-    def init(key: PRNGKeyArray, shape: tuple[int, int], dtype=jnp.float32) -> Float[Array, "H H"]:
+    def draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype) -> Float[Array, "H H"]:
         units = _square(shape)
         normal = jax.random.normal(key, shape, dtype)
         return gain * jnp.eye(units, dtype=dtype) + noise / math.sqrt(units) * normal
 
-    return init
+    return _checked(draw, noise=noise, gain=gain)
 
 
 def scaled_gaussian(radius: float = 1.0) -> Initializer:
@@ -191,12 +226,12 @@ def scaled_gaussian(radius: float = 1.0) -> Initializer:
 
 @functools.cache
 def _scaled_gaussian(radius: float) -> Initializer:
-    def init(key: PRNGKeyArray, shape: tuple[int, int], dtype=jnp.float32) -> Float[Array, "H H"]:
+    def draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype) -> Float[Array, "H H"]:
         _square(shape)
         normal = jax.random.normal(key, shape, dtype)
         return radius / jnp.max(jnp.abs(jnp.linalg.eigvals(normal))) * normal
 
-    return init
+    return _checked(draw, radius=radius)
 
 
 def unitary() -> Initializer:
@@ -228,20 +263,19 @@ def unitary() -> Initializer:
 
 
 def _unitary(
-    key: PRNGKeyArray, shape: tuple[int, int], dtype=jnp.complex64
+    key: PRNGKeyArray, shape: tuple[int, int], dtype: Any = jnp.complex64
 ) -> Complex[Array, "H H"]:
     _square(shape)
-    dtype = jnp.dtype(dtype)
+    dtype = _dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"dtype: got {dtype}, wanted complex64 or complex128")
-    _check.float_dtype(f"dtype {dtype}", jnp.finfo(dtype).dtype)
     q, r = jnp.linalg.qr(jax.random.normal(key, shape, dtype))
     phases = jnp.diagonal(r)
     return q * (phases / jnp.abs(phases))
 
 
 def _square(shape: tuple[int, ...]) -> int:
-    if len(shape) != 2 or shape[0] != shape[1]:
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
         raise ValueError(f"shape: got {tuple(shape)}, wanted a square such as (64, 64)")
     return shape[0]
 
@@ -286,10 +320,12 @@ def chrono(max_time: float) -> Initializer:
 
 @functools.cache
 def _chrono(max_time: float) -> Initializer:
-    def init(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Float[Array, "..."]:
+    def draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype) -> Float[Array, "..."]:
+        # Its logarithm fits into fewer bits than itself.
+        _fits("max_time", max_time, dtype)
         return jnp.log(jax.random.uniform(key, shape, dtype, 1, max_time - 1))
 
-    return init
+    return _checked(draw)
 
 
 def draw(
@@ -317,7 +353,9 @@ def draw(
         An array of shape `(in, gates * out)`.
 
     Raises:
-        ValueError: if the initialiser returns another shape than it was asked for.
+        TypeError: if the initialiser returns anything but floating numbers, such as complex ones,
+            or the dtype wanted isn't floating.
+        ValueError: if it returns another shape than it was asked for, or there are no gates.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -326,11 +364,14 @@ def draw(
         >>> initializers.draw(init, jax.random.key(0), (8, 8), jnp.float32, gates=4).shape
         (8, 32)
     """
-    wide = jnp.promote_types(dtype, jnp.float32)
-    blocks = [initializer(k, shape, wide) for k in jax.random.split(key, gates)]
+    wide = jnp.promote_types(_check.float_dtype("dtype", dtype), jnp.float32)
+    keys = jax.random.split(key, _check.size("gates", gates))
+    blocks = [jnp.asarray(initializer(key, shape, wide)) for key in keys]
     for block in blocks:
-        if jnp.shape(block) != tuple(shape):
+        if block.shape != tuple(shape):
             raise ValueError(
-                f"initializer: got an array of shape {jnp.shape(block)}, wanted {tuple(shape)}"
+                f"initializer: got an array of shape {block.shape}, wanted {tuple(shape)}"
             )
+        if not jnp.issubdtype(block.dtype, jnp.floating):
+            raise TypeError(f"initializer: got {_check.describe(block)}, wanted floating numbers")
     return jnp.concatenate(blocks, axis=-1).astype(dtype)

@@ -28,7 +28,8 @@ def softmax_cross_entropy(
 
     Raises:
         TypeError: if logits are not floating, labels not integers or the mask not boolean.
-        ValueError: if shapes don't fit, or (outside of `jit`) a label that counts is no class.
+        ValueError: if shapes don't fit, there is no class, or a label that counts is none of them.
+            Within `jit` no value can be looked at: there such a label makes the loss NaN.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn
@@ -40,6 +41,8 @@ def softmax_cross_entropy(
     import optax
 
     _check.array("logits", logits, min_ndim=1, axes="(*batch, classes)")
+    if logits.shape[-1] == 0:
+        raise ValueError(f"logits: got {_check.describe(logits)}, wanted at least one class")
     mask = _mask(mask, logits.shape[:-1])
     _same_shape("labels", labels, logits.shape[:-1])
     _check.integers("labels", labels, low=0, high=logits.shape[-1] - 1, where=mask)
@@ -47,7 +50,8 @@ def softmax_cross_entropy(
     entries = optax.softmax_cross_entropy_with_integer_labels(
         jnp.where(mask[..., None], logits, 0), jnp.where(mask, labels, 0)
     )
-    return _mean(entries, mask)
+    # optax counts negative labels from the last class; beyond the classes it gives NaN itself.
+    return _mean(jnp.where(labels < 0, jnp.nan, entries), mask)
 
 
 def squared_error(

@@ -7,6 +7,7 @@ of them changes matplotlib's settings, nor which figure is the current one if ax
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -224,15 +225,15 @@ def saturation_map(
     Raises:
         ImportError: if matplotlib isn't installed and no axes are given.
         TypeError: if an argument is of another kind.
-        ValueError: if the shares have fewer than two dimensions, or labels another number.
+        ValueError: if the shares have fewer than two dimensions or an empty one, or labels another
+            number.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn
         >>> shares = jnp.ones((50, 8, 4))
         >>> axes = jaxrnn.plots.saturation_map(shares, labels="ifgo")
     """
-    _check.array("shares", shares, min_ndim=2, axes="(T, *batch, gates)")
-    values = np.asarray(shares, np.float64)
+    values = _floats("shares", shares, "(T, *batch, gates)", least=2)
     values = values.mean(axis=tuple(range(1, values.ndim - 1)))
     names = _labels(labels, values.shape[1])
     image, ax = _image(values.T, axes, low=0.0, high=1.0)
@@ -255,6 +256,7 @@ def gate_map(gates: GateStatistics, axes: "Axes | None" = None) -> "Axes":
     Raises:
         ImportError: if matplotlib isn't installed and no axes are given.
         TypeError: if `gates` are no `GateStatistics`.
+        ValueError: if they are of no steps or no sequences.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn
@@ -264,7 +266,7 @@ def gate_map(gates: GateStatistics, axes: "Axes | None" = None) -> "Axes":
     """
     if not isinstance(gates, GateStatistics):
         raise TypeError(f"gates: got {_check.describe(gates)}, wanted a GateStatistics")
-    forget = np.asarray(gates.forget, np.float64)
+    forget = _floats("gates.forget", gates.forget, "(T, *batch)")
     forget = forget.reshape(len(forget), -1)
     image, ax = _image(forget.T, axes, low=0.0, high=1.0)
     ax.figure.colorbar(image, ax=ax).set_label("forget gate, mean over the units")
@@ -308,13 +310,24 @@ def _name_rows(ax: Any, names: list[str]) -> None:
 def _labels(labels: Sequence[str] | None, count: int) -> list[str]:
     if labels is None:
         return [str(number) for number in range(count)]
+    if not isinstance(labels, Sequence | np.ndarray):
+        raise TypeError(f"labels: got {_check.describe(labels)}, wanted a sequence of names")
     if len(labels) != count:
         raise ValueError(f"labels: got {len(labels)}, wanted {count}")
     return list(labels)
 
 
 def _two_dimensions(name: str, value: Any, axes: str) -> np.ndarray:
-    _check.array(name, value, min_ndim=1, axes=axes)
-    if value.ndim > 2 or 0 in value.shape:
+    return _floats(name, value, axes, most=2).reshape(len(value), -1)
+
+
+def _floats(
+    name: str, value: Any, axes: str, *, least: int = 1, most: float = np.inf
+) -> np.ndarray:
+    """Return a floating array of some dimensions, none of them empty, in NumPy's float64."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name}: got {_check.describe(value)}, wanted a floating array {axes}")
+    if not least <= value.ndim <= most or 0 in value.shape:
         raise ValueError(f"{name}: got {_check.describe(value)}, wanted an array {axes}")
-    return np.asarray(value, np.float64).reshape(len(value), -1)
+    return np.asarray(value, np.float64)

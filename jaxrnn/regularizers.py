@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxrnn import _check
 from jaxrnn._cell import Cell, hidden_part, with_hidden
 from jaxrnn.diagnostics import lyapunov_exponents, state_gradients
+from jaxrnn.diagnostics._norm import norm, scale_of
 from jaxrnn.diagnostics._tangents import Step, checked_state, step_of
 
 __all__ = ["flossing", "pascanu"]
@@ -31,7 +32,8 @@ def pascanu(
 
     the mean of it over the batch. As in the paper its own gradient takes the states and `g` as
     given and goes through the Jacobian of the single step only, so that it costs about as much as
-    the loss's gradient. Steps that no gradient reaches don't count.
+    the loss's gradient. Steps that no gradient reaches don't count; a gradient that is NaN makes
+    the penalty NaN.
 
     Args:
         loss: `outputs -> scalar`, of the outputs `(T, *batch, H)`.
@@ -47,8 +49,8 @@ def pascanu(
 
     Raises:
         TypeError: as `jaxrnn.diagnostics.state_gradients`.
-        ValueError: as `jaxrnn.diagnostics.state_gradients`, or if there are no steps, or (outside
-            of a trace) inputs, params or state aren't finite.
+        ValueError: as `jaxrnn.diagnostics.state_gradients`, or if there are no steps or no
+            sequences, or (outside of a trace) inputs, params or state aren't finite.
 
     Example:
         A network whose kernel halves what it carries, with two steps to go through:
@@ -66,28 +68,30 @@ def pascanu(
         2013, equations 9 and 10.
     """
     state = checked_state(cell, params, inputs, state)
-    if len(inputs) == 0:
-        raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted at least one step")
+    if 0 in inputs.shape[:-1]:
+        raise ValueError(
+            f"inputs: got {_check.describe(inputs)}, wanted at least one step and one sequence"
+        )
     gradients = lax.stop_gradient(state_gradients(loss, cell, params, inputs, state))
+    # A Jacobian is linear: only the gradient's direction counts, however small or large it is.
+    directions = gradients / scale_of(gradients, [-1])
     given, step = lax.stop_gradient(params), step_of(cell)
 
-    def body(state, inputs_and_gradient):
-        inputs, gradient = inputs_and_gradient
+    def body(state, inputs_and_direction):
+        inputs, direction = inputs_and_direction
 
         def hidden_after(hidden):
             after, _ = step(params, with_hidden(state, hidden), inputs)
             return hidden_part(cell, after)
 
         _, backward = jax.vjp(hidden_after, hidden_part(cell, state))
-        passed = _norms(backward(gradient)[0])
-        arrived = _norms(gradient)
-        reached = arrived > 0
-        change = jnp.where(reached, passed, 1) / jnp.where(reached, arrived, 1) - 1
+        passed, arrived = norm(backward(direction)[0], [-1]), norm(direction, [-1])
+        change = (passed - arrived) / jnp.where(arrived == 0, 1, arrived)
         return step(given, state, inputs)[0], jnp.square(change)
 
     # The pairs begin with the state after the first step.
     state = lax.stop_gradient(step(given, state, inputs[0])[0])
-    _, changes = lax.scan(body, state, (inputs[1:], gradients[1:]))
+    _, changes = lax.scan(body, state, (inputs[1:], directions[1:]))
     return jnp.mean(jnp.sum(changes, axis=0))
 
 
@@ -150,9 +154,3 @@ def flossing(
         qr_every=qr_every,
     )
     return jnp.mean(jnp.square(spectrum.exponents))
-
-
-def _norms(vectors: Float[Array, "*batch H"]) -> Float[Array, "*batch"]:
-    squares = jnp.sum(jnp.square(vectors), axis=-1)
-    # The root's own derivative at 0 is infinite.
-    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)

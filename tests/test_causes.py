@@ -5,6 +5,7 @@ import itertools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ from jaxrnn.diagnostics import (
 )
 from tests.cells import CELLS, sigmoid
 from tests.problems import problem
-from tests.tolerances import FLOAT32, FLOAT64
+from tests.tolerances import FLOAT32, FLOAT64, SIXTEEN_BITS
 
 ROWS = {row.name: row for row in CELLS}
 T, H = 5, 4
@@ -46,6 +47,22 @@ def test_spectral_radius(float64):
     np.testing.assert_allclose(spectral_radius(array(matrices)), wanted, **FLOAT64)
     # Not its norm: this one's is 5, and its only eigenvalue 0.
     assert spectral_radius(array([[0.0, 5.0], [0.0, 0.0]])) == 0
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-15, 1e15, 1e30])
+def test_spectral_radius_of_matrices_of_any_size(size):
+    matrix = np.random.default_rng(0).normal(size=(5, 5))
+    wanted = size * np.abs(np.linalg.eigvals(matrix)).max()
+    got = spectral_radius(array([size * matrix, 0 * matrix], np.float32))
+    np.testing.assert_allclose(got, [wanted, 0], rtol=FLOAT32["rtol"])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_kernels_in_sixteen_bits(dtype):
+    kernel = jnp.diag(jnp.array([3.0, -5.0], dtype))
+    for got, wanted in ((spectral_radius(kernel), 5), (pascanu_bound(kernel, [0, 2]), [1, 25])):
+        assert got.dtype == dtype
+        np.testing.assert_allclose(np.asarray(got, float), wanted, rtol=SIXTEEN_BITS[dtype])
 
 
 def test_pascanus_bound_is_the_power_of_the_norm(float64):
@@ -184,6 +201,35 @@ def test_an_elman_network_has_no_forget_gate():
     got = gate_statistics(cell, params, inputs, state)
     np.testing.assert_array_equal(got.forget, np.zeros((T + 1, 2)))
     np.testing.assert_array_equal(got.time_constant, 0)
+
+
+def test_what_forgets_nothing_has_an_infinite_time_constant():
+    def keep(params, state, inputs):
+        return params * state, state
+
+    inputs, state = jnp.ones((T, 2, 3)), jnp.ones((2, H))
+    for factor, wanted in ((1.0, np.inf), (0.5, 1 / np.log(2)), (0.0, 0)):
+        got = gate_statistics(keep, jnp.float32(factor), inputs, state).time_constant
+        np.testing.assert_allclose(got, np.full((T, 2), wanted), **FLOAT32)
+
+
+@pytest.mark.parametrize("measure", [saturation, gate_statistics])
+def test_parts_of_different_shapes_are_refused(measure):
+    def activate(params, state, projected, recurrent):
+        hidden = jnp.tanh(projected + recurrent)
+        return (hidden, 0.5 * state[1] + hidden[..., None]), hidden
+
+    cell = jaxrnn.Cell(
+        init=lambda key, input_size, dtype: (),
+        initial_state=lambda batch, dtype: (
+            jnp.zeros((*batch, H), dtype),
+            jnp.zeros((*batch, H, H), dtype),
+        ),
+        step=jaxrnn.Gated(lambda params, inputs: inputs, lambda params, state: state[0], activate),
+    )
+    message = r"cell: got a state of .*float32\[2, 4\], .*\[2, 4, 4\]\), wanted parts of the same"
+    with pytest.raises(ValueError, match=message):
+        measure(cell, (), jnp.ones((T, 2, H)))
 
 
 @pytest.mark.parametrize("measure", [saturation, gate_statistics])

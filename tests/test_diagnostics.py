@@ -13,6 +13,7 @@ from jax import lax
 
 import jaxrnn
 from jaxrnn.diagnostics import gradient_norms, state_gradients
+from jaxrnn.diagnostics._norm import norm
 from tests.cells import CELLS, complex_step_gradient, sigmoid
 from tests.tolerances import FLOAT32, FLOAT64, x64
 
@@ -455,6 +456,35 @@ def test_gradient_norms(gru):
     np.testing.assert_allclose(got, wanted, **FLOAT32)
 
 
+@pytest.mark.parametrize(("factor", "by_unit"), [(0.5, True), (2.0, False)])
+def test_norms_as_small_and_as_large_as_the_dtype_holds(factor, by_unit):
+    cell = jaxrnn.elman(2, activation=jax.nn.identity, use_bias=False)
+    params = jaxrnn.ElmanParams(jnp.ones((1, 2)), factor * jnp.eye(2), None)
+    norms = gradient_norms(
+        lambda outputs: outputs[-1].sum(), cell, params, jnp.zeros((120, 1)), by_unit=by_unit
+    )
+    wanted = factor ** np.arange(120.0)[::-1]
+    wanted = np.stack([wanted, wanted], -1) if by_unit else np.sqrt(2) * wanted
+    np.testing.assert_allclose(norms, wanted, rtol=FLOAT32["rtol"])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "complex64"])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e2])
+def test_a_norm_of_many_numbers_is_numpys(dtype, size):
+    numbers = jnp.full((3, 100_000), size, dtype).at[1].set(0)
+    got = norm(numbers, [1])
+    assert got.dtype == numbers.real.dtype
+    wanted = np.linalg.norm(np.asarray(numbers, complex), axis=1).astype(got.dtype)
+    np.testing.assert_allclose(got, wanted, rtol=1e-3 if dtype == "float16" else 1e-6)
+
+
+def test_a_norms_derivatives_and_what_is_not_finite():
+    np.testing.assert_allclose(jax.grad(norm)(jnp.array([3.0, 4.0]), [0]), [0.6, 0.8], **FLOAT32)
+    np.testing.assert_array_equal(jax.grad(norm)(jnp.zeros(2), [0]), [0, 0])
+    assert norm(jnp.array([0.0, jnp.inf]), [0]) == jnp.inf
+    assert jnp.isnan(norm(jnp.array([0.0, jnp.nan]), [0]))
+
+
 @pytest.mark.parametrize("length", [0, 1])
 def test_short_sequences(gru, length):
     cell, square, (params, inputs, state), _ = gru
@@ -524,7 +554,10 @@ def test_a_bare_steps_state_must_have_the_inputs_batch():
 
 
 def test_a_state_without_a_hidden_part_is_refused():
-    cell = own_cell(step, lambda batch, dtype: (jnp.zeros((*batch, H)), jnp.zeros((*batch, H))))
+    cell = own_cell(
+        lambda params, state, x: (state, state[0]),
+        lambda batch, dtype: (jnp.zeros((*batch, H)), jnp.zeros((*batch, H))),
+    )
     with pytest.raises(ValueError, match=r"cell: got own, .* or with a field named hidden"):
         state_gradients(loss, cell, *random_problem_specs())
 
@@ -544,5 +577,5 @@ def test_a_layer_that_masks_its_steps_is_refused():
 
 def test_a_part_that_is_not_floating_is_refused():
     cell = own_cell(step_that_keeps, initial_kept)
-    with pytest.raises(TypeError, match=r"part: got state.count, int32\[2\], wanted a floating"):
+    with pytest.raises(TypeError, match=r"state.count: got int32\[2\], wanted a floating"):
         state_gradients(loss, cell, *random_problem_specs(), part=None)

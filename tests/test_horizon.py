@@ -72,6 +72,15 @@ def test_the_rate_agrees_with_the_largest_lyapunov_exponent(float64, gain):
     assert abs(planted.decay_rate + largest.exponents[0]) > 4 * error
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_norms_in_sixteen_bits(dtype):
+    norms = jnp.asarray(0.99 ** np.arange(300)[::-1], dtype)
+    got = gradient_horizon(norms)
+    slope = np.polyfit(np.arange(300), np.log(np.asarray(norms, float)), 1)[0]
+    np.testing.assert_allclose(got.decay_rate, slope, rtol=1e-4)
+    assert got.standard_error > 0
+
+
 def test_too_few_norms_to_say():
     one = gradient_horizon(array([2.0], np.float32))
     assert np.isinf(one.steps)

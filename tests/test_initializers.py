@@ -53,6 +53,55 @@ def test_draws_in_sixteen_bits_are_those_of_float32_rounded(dtype):
         np.testing.assert_allclose(gram(block), np.eye(6), atol=ORTHOGONAL_SIXTEEN_BITS[dtype])
 
 
+MADE = [
+    initializers.orthogonal(),
+    initializers.identity(),
+    initializers.near_identity(),
+    initializers.scaled_gaussian(),
+    initializers.chrono(10),
+]
+
+
+@pytest.mark.parametrize("init", MADE)
+def test_every_initializer_draws_sixteen_bits_and_refuses_integers(init):
+    got = init(KEY, (3, 3), jnp.bfloat16)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(got, init(KEY, (3, 3)).astype(jnp.bfloat16))
+    for dtype in (jnp.int32, bool):
+        with pytest.raises(TypeError, match=r"dtype: got (int32|bool), wanted a floating dtype"):
+            init(KEY, (3, 3), dtype)
+    with pytest.raises(ValueError, match=r"shape: got \(-1, -1\), wanted sizes"):
+        init(KEY, (-1, -1))
+
+
+def test_the_identity_of_complex_numbers():
+    got = initializers.identity(2.0)(KEY, (3, 3), jnp.complex64)
+    assert got.dtype == jnp.complex64
+    np.testing.assert_array_equal(got, 2 * np.eye(3))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 3)])
+def test_the_identity_is_a_matrix(shape):
+    with pytest.raises(ValueError, match=r"shape: got \(.*\), wanted that of a matrix"):
+        initializers.identity()(KEY, shape)
+
+
+@pytest.mark.parametrize(
+    ("init", "dtype", "message"),
+    [
+        (initializers.identity(1e39), "float32", r"gain: got 1e\+39, wanted at most 3.4e\+38"),
+        (initializers.orthogonal(-1e39), "float32", r"gain: got -1e\+39"),
+        (initializers.orthogonal(1e5), "float16", r"gain: .* at most 6.55e\+04, as float16 holds"),
+        (initializers.near_identity(1e39), "float32", "noise: got"),
+        (initializers.scaled_gaussian(1e39), "float32", "radius: got"),
+        (initializers.chrono(1e39), "float32", "max_time: got"),
+    ],
+)
+def test_settings_beyond_the_dtype(init, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        init(KEY, (3, 3), jnp.dtype(dtype))
+
+
 def test_each_gate_is_a_draw_of_its_own():
     packed = np.asarray(
         initializers.draw(initializers.orthogonal(), KEY, (6, 6), jnp.dtype("float32"), gates=4)
@@ -288,6 +337,8 @@ def test_unitary_refuses_real_dtypes_and_a_precision_that_is_not_enabled():
 def test_square_shapes_only(make):
     with pytest.raises(ValueError, match=r"shape: got \(3, 4\), wanted a square"):
         make()(KEY, (3, 4), jnp.float32)
+    with pytest.raises(ValueError, match=r"shape: got \(0, 0\), wanted a square"):
+        make()(KEY, (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -345,6 +396,33 @@ def test_an_initializer_of_another_shape():
     ):
         with pytest.raises(ValueError, match=r"shape \(4, 3\), wanted \(3, 4\)"):
             layer.init(KEY, 3)
+
+
+@pytest.mark.parametrize(
+    ("init", "got"),
+    [
+        (lambda key, shape, dtype: initializers.unitary()(key, shape), "complex64"),
+        (lambda key, shape, dtype: np.ones(shape, np.int32), "int32"),
+    ],
+)
+def test_an_initializer_of_another_kind_of_numbers(init, got):
+    with pytest.raises(TypeError, match=rf"initializer: got {got}\[3, 3\], wanted floating num"):
+        initializers.draw(init, KEY, (3, 3), jnp.dtype("float32"))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"dtype": jnp.dtype("int32")}, TypeError, "dtype: got int32, wanted a floating dtype"),
+        ({"gates": 0}, ValueError, "gates: got 0, wanted an integer of at least 1"),
+        ({"gates": 1.5}, TypeError, "gates: got float 1.5"),
+    ],
+)
+def test_bad_draws(change, error, message):
+    with pytest.raises(error, match=message):
+        initializers.draw(
+            initializers.zeros, KEY, (3, 3), **{"dtype": jnp.dtype("float32"), **change}
+        )
 
 
 @pytest.mark.parametrize("make", [initializers.orthogonal, initializers.identity])

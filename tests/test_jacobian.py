@@ -149,6 +149,7 @@ def test_jit_vmap_and_a_bare_step():
         ({"num_values": 4}, ValueError, "num_values: got 4, wanted at most 3"),
         ({"num_values": 0}, ValueError, "num_values: got 0"),
         ({"inputs": array(np.full((6, 3), np.inf), np.float32)}, ValueError, "inputs: got NaN or"),
+        ({"inputs": array(np.ones((6, 0, 3)), np.float32)}, ValueError, "at least one sequence"),
         ({"state": array(np.ones(3), np.int32)}, TypeError, r"state: got int32\[3\], wanted a flo"),
     ],
 )

@@ -125,6 +125,15 @@ def test_masked_labels_need_not_be_classes():
     np.testing.assert_allclose(got, cross_entropy(float32(LOGITS), LABELS, MASK), **FLOAT32)
 
 
+@pytest.mark.parametrize("label", [-C - 1, -C, -1, C, 100])
+def test_a_label_that_is_no_class_is_not_a_number_within_jit(label):
+    labels: Any = np.where(MASK, LABELS, label)
+    assert np.isnan(cross_entropy(float32(LOGITS), labels))
+    # Masked, it counts for nothing there either.
+    got = cross_entropy(float32(LOGITS), labels, MASK)
+    np.testing.assert_array_equal(got, cross_entropy(float32(LOGITS), LABELS, MASK))
+
+
 def test_small_label_dtypes_with_many_classes():
     logits = float32(rng.normal(size=(2, 300)))
     wanted = numpy_cross_entropies(np.asarray(logits, np.float64), np.array([7, 200])).mean()
@@ -170,6 +179,7 @@ def test_losses_under_vmap():
         ({"logits": [[0.0]]}, TypeError, "logits: got list"),
         ({"logits": jnp.array(1.0)}, ValueError, r"logits: got float32\[\]"),
         ({"logits": LOGITS}, ValueError, "logits: got float64"),
+        ({"logits": float32(LOGITS)[..., :0]}, ValueError, "logits: got .* at least one class"),
         ({"labels": TARGETS[..., 0]}, TypeError, r"labels: got float64\[5, 3\], wanted .*integers"),
         ({"labels": MASK}, TypeError, r"labels: got bool\[5, 3\]"),
         ({"labels": LABELS[0]}, ValueError, r"labels: got int32\[3\], wanted shape \(5, 3\)"),

@@ -461,6 +461,11 @@ def test_dimension_and_entropy(exponents, dimension, rate):
             ValueError,
             "inputs: got .* at least one step",
         ),
+        (
+            {"inputs": np.ones((5, 0, 2), np.float32)},
+            ValueError,
+            "inputs: got .* at least one sequence",
+        ),
         ({"inputs": np.full((5, 2, 2), np.nan, np.float32)}, ValueError, "inputs: got NaN or inf"),
         ({"inputs": np.ones((5, 2, 2), int)}, TypeError, "inputs: got int64"),
         ({"inputs": np.ones((2,), np.float32)}, ValueError, r"inputs: got float32\[2\]"),

@@ -77,6 +77,19 @@ def test_norms(axes):
     assert one.get_legend() is None
 
 
+@pytest.mark.parametrize(
+    ("draw", "data"),
+    [
+        (plots.gradient_norms, NORMS),
+        (plots.gradient_map, NORMS),
+        (plots.saturation_map, SHARES),
+    ],
+)
+def test_numpys_float64_is_drawn(draw, data, axes):
+    draw(data.astype(np.float64), axes)
+    assert axes.lines or axes.images
+
+
 def test_the_map_of_norms_has_a_row_for_each_layer(axes):
     plots.gradient_map(NORMS, axes, labels="xyz")
     (image,) = axes.images
@@ -140,7 +153,14 @@ def test_a_clear_error_without_matplotlib(monkeypatch):
             "wanted those of one sequence",
         ),
         (plots.saturation_map, (NORMS[:, 0],), ValueError, "shares: got"),
+        (plots.saturation_map, (SHARES[:, :0],), ValueError, r"shares: got float32\[20, 0, 4\]"),
         (plots.gate_map, (NORMS,), TypeError, "gates: got .*, wanted a GateStatistics"),
+        (
+            plots.gate_map,
+            (GateStatistics(*(field[:0] for field in GATES)),),
+            ValueError,
+            r"gates.forget: got float32\[0, 5\]",
+        ),
         (plots.gate_map, (GATES, "axes"), TypeError, "axes: got str 'axes', wanted matplotlib's"),
     ],
 )
@@ -152,3 +172,6 @@ def test_bad_input(draw, data, error, message):
 def test_labels_must_be_one_each(axes):
     with pytest.raises(ValueError, match="labels: got 2, wanted 3"):
         plots.gradient_norms(NORMS, axes, labels="ab")
+    one: Any = 3
+    with pytest.raises(TypeError, match="labels: got int 3, wanted a sequence of names"):
+        plots.gradient_norms(NORMS, axes, labels=one)

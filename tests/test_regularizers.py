@@ -69,6 +69,19 @@ def test_pascanus_penalty_and_its_gradient(float64):
     np.testing.assert_allclose(got, gradient, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("factor", "length", "size", "wanted"),
+    [(0.5, 20, 1e-24, 19 / 4), (2.0, 120, 1.0, 119), (1.0, 20, np.nan, np.nan)],
+)
+def test_pascanus_penalty_of_any_gradients_size(factor, length, size, wanted):
+    cell = jaxrnn.elman(2, activation=jax.nn.identity, use_bias=False)
+    params = jaxrnn.ElmanParams(jnp.ones((1, 2)), factor * jnp.eye(2), None)
+    got = regularizers.pascanu(
+        lambda outputs: size * outputs[-1].sum(), cell, params, jnp.zeros((length, 1))
+    )
+    np.testing.assert_allclose(got, wanted, **FLOAT32)
+
+
 @pytest.mark.parametrize("row", DEEP)
 def test_pascanus_penalty_is_a_mean_over_the_batch(row):
     cell = row.make(H)
@@ -174,3 +187,7 @@ def test_bad_input():
         regularizers.pascanu(lambda outputs: outputs, cell, params, inputs)
     with pytest.raises(ValueError, match=r"inputs: got .* wanted at least one step"):
         regularizers.pascanu(last, cell, params, inputs[:0])
+    with pytest.raises(ValueError, match=r"inputs: got float.*\[6, 0, 3\], .* one sequence"):
+        regularizers.pascanu(last, cell, params, inputs[:, :0])
+    with pytest.raises(ValueError, match=r"inputs: got float.*\[6, 0, 3\], .* one sequence"):
+        regularizers.flossing(cell, params, inputs[:, :0])

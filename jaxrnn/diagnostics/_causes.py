@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxrnn import _check
 from jaxrnn._cell import Cell, Gated
 from jaxrnn._jaxpr import primitives
+from jaxrnn.diagnostics._norm import scale_of
 from jaxrnn.diagnostics._products import with_products
 from jaxrnn.diagnostics._tangents import Step, checked_state, finite, flatten, step_of
 
@@ -61,7 +62,11 @@ def spectral_radius(kernel: Float[Array, "*batch N N"]) -> Float[Array, "*batch"
         Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks",
         2013, section 2.1.
     """
-    return jnp.max(jnp.abs(jnp.linalg.eigvals(_checked_square("kernel", kernel))), axis=-1)
+    kernel = _checked_square("kernel", kernel)
+    # Eigenvalues of entries that are far from 1 may come out wrong.
+    scale = scale_of(_wide(kernel), [-2, -1])
+    moduli = jnp.abs(jnp.linalg.eigvals(_wide(kernel) / scale))
+    return (scale[..., 0, 0] * jnp.max(moduli, axis=-1)).astype(kernel.dtype)
 
 
 def pascanu_bound(
@@ -101,7 +106,7 @@ def pascanu_bound(
         raise ValueError(f"recurrent_kernel: got {_check.describe(kernel)}, wanted one matrix")
     gamma = _check.real("gamma", gamma, low=0.0)
     powers = jnp.asarray(_check.lags("lags", lags))
-    return (gamma * jnp.linalg.norm(kernel, 2)) ** powers
+    return ((gamma * jnp.linalg.norm(_wide(kernel), 2)) ** powers).astype(kernel.dtype)
 
 
 def saturation(
@@ -145,8 +150,9 @@ def saturation(
     Raises:
         TypeError: if an argument is of another kind, dtype or cell.
         ValueError: if the step shows no structure and no matrix product of its state can be seen,
-            or shows one whose `activate` isn't pointwise, shapes don't fit one another, or (outside
-            of a trace) inputs, params or state aren't finite.
+            or shows one whose `activate` isn't pointwise or whose state has parts of different
+            shapes, shapes don't fit one another, or (outside of a trace) inputs, params or state
+            aren't finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -196,8 +202,9 @@ def gate_statistics(
     Raises:
         TypeError: if an argument is of another kind, dtype or cell.
         ValueError: if the step shows no structure and has a product of its state out of sight, as
-            in a `lax.scan`, or mixes units otherwise, shapes don't fit one another, or (outside of
-            a trace) inputs, params or state aren't finite.
+            in a `lax.scan`, or mixes units otherwise, the state has parts of different shapes,
+            shapes don't fit one another, or (outside of a trace) inputs, params or state aren't
+            finite.
 
     Example:
         With no input an LSTM's forget gate is at first the logistic function of its bias:
@@ -216,7 +223,8 @@ def gate_statistics(
     """
     state = checked_state(cell, params, inputs, state)
     forget = _forget(params, state, inputs, cell=cell)
-    return GateStatistics(forget, -1 / jnp.log(forget))
+    # The logarithm of 1 is 0, whose inverse is of the wrong sign.
+    return GateStatistics(forget, jnp.where(forget >= 1, jnp.inf, -1 / jnp.log(forget)))
 
 
 def _checked_square(name: str, value: Any) -> Array:
@@ -225,6 +233,11 @@ def _checked_square(name: str, value: Any) -> Array:
         raise ValueError(f"{name}: got {_check.describe(value)}, wanted a square matrix")
     finite(name, value)
     return jnp.asarray(value)
+
+
+def _wide(kernel: Array) -> Array:
+    """Return a matrix in at least float32: in 16 bits none can be factorised."""
+    return kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
 
 
 def _one_at_a_time(tree: PyTree) -> list[PyTree]:
@@ -269,7 +282,8 @@ def _effects_of_recurrent(
     new, derivative = _pointwise(
         cell, lambda recurrent: gated.activate(params, state, projected, recurrent)[0], recurrent
     )
-    return new, [_largest(derivative(tangent)) for tangent in _one_at_a_time(recurrent)]
+    derivatives = [derivative(tangent) for tangent in _one_at_a_time(recurrent)]
+    return new, [_largest(jax.tree.map(jnp.abs, each)) for each in derivatives]
 
 
 def _pointwise(
@@ -327,7 +341,13 @@ def _effects_of_products(
 
 
 def _largest(parts: PyTree) -> Array:
-    return functools.reduce(jnp.maximum, [jnp.abs(part) for part in jax.tree.leaves(parts)])
+    """Return the largest of each unit's numbers, one in each part of a state."""
+    leaves = jax.tree.leaves(parts)
+    if len({leaf.shape for leaf in leaves}) > 1:
+        raise ValueError(
+            f"cell: got a state of {_check.describe(parts)}, wanted parts of the same shape"
+        )
+    return functools.reduce(jnp.maximum, leaves)
 
 
 @functools.partial(jax.jit, static_argnames=("cell",), inline=True)
@@ -338,7 +358,7 @@ def _forget(params, state, inputs, *, cell):
             jax.tree.leaves(derivative(tangent))[place]
             for place, tangent in enumerate(_one_at_a_time(state))
         ]
-        return new, jnp.mean(functools.reduce(jnp.maximum, factors), axis=-1)
+        return new, jnp.mean(_largest(factors), axis=-1)
 
     return lax.scan(body, state, inputs)[1]
 

@@ -1,6 +1,5 @@
 """Gradients with respect to the state at every step."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from jaxrnn import _check
 from jaxrnn._cell import Cell
 from jaxrnn.diagnostics._model import Model, checked_model, run_model, scan
+from jaxrnn.diagnostics._norm import norm
 from jaxrnn.diagnostics._perturb import perturb_state
 from jaxrnn.diagnostics._tangents import Step, step_of
 from jaxrnn.layers import Layer
@@ -126,8 +126,8 @@ def gradient_norms(
 
         norms[t] = || d loss(outputs) / d hidden[t] ||
 
-    the Euclidean norm over the whole batch and all units. For a norm of each sequence take that of
-    `state_gradients` over its last axis.
+    the Euclidean norm over the whole batch and all units, of gradients as small and as large as the
+    dtype holds. For a norm of each sequence take that of `state_gradients` over its last axis.
 
     Args:
         loss: as in `state_gradients`.
@@ -169,22 +169,15 @@ def gradient_norms(
     by_unit = _check.flag("by_unit", by_unit)
     gradients = state_gradients(loss, cell, params, inputs, state, part=part)
     if by_unit:
-        return jax.tree.map(
-            lambda leaf: jnp.sqrt(_squares(leaf, range(1, leaf.ndim - 1))), gradients
-        )
+        return jax.tree.map(lambda leaf: norm(leaf, range(1, leaf.ndim - 1)), gradients)
 
-    def norm(tree):
-        squares = [_squares(leaf, range(1, leaf.ndim)) for leaf in jax.tree.leaves(tree)]
-        return jnp.sqrt(functools.reduce(jnp.add, squares))
+    def together(tree):
+        parts = [norm(leaf, range(1, leaf.ndim)) for leaf in jax.tree.leaves(tree)]
+        return norm(jnp.stack(parts), [0])
 
     if isinstance(cell, Layer):
-        return jnp.stack([norm(of_cell) for of_cell in gradients], axis=-1)
-    return norm(gradients)
-
-
-def _squares(array: Array, axes: range) -> Array:
-    """Sum the squared moduli over some axes."""
-    return jnp.sum((array * array.conj()).real, axis=tuple(axes))
+        return jnp.stack([together(of_cell) for of_cell in gradients], axis=-1)
+    return together(gradients)
 
 
 def _shapes(parts: PyTree, steps: int) -> PyTree:
@@ -192,7 +185,7 @@ def _shapes(parts: PyTree, steps: int) -> PyTree:
     for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise TypeError(
-                f"part: got state{jax.tree_util.keystr(path)}, {_check.describe(leaf)}, wanted a "
+                f"state{jax.tree_util.keystr(path)}: got {_check.describe(leaf)}, wanted a "
                 "floating part"
             )
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype), parts)

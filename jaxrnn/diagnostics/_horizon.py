@@ -48,7 +48,8 @@ def gradient_horizon(norms: Float[Array, "T *batch"], fraction: float = 0.01) ->
         fraction: from 0 to 1.
 
     Returns:
-        A `GradientHorizon`, `(*batch,)` each. Memory is O(T).
+        A `GradientHorizon`, `(*batch,)` each, in float32 if the norms have fewer bits. Memory is
+        O(T).
 
     Raises:
         TypeError: if the norms are no floating array or the fraction no number.
@@ -84,7 +85,8 @@ def gradient_horizon(norms: Float[Array, "T *batch"], fraction: float = 0.01) ->
 
 @functools.partial(jax.jit, inline=True)
 def _run(norms: Float[Array, "T *batch"], fraction: float) -> GradientHorizon:
-    backwards = norms[::-1]
+    # 16 bits hold neither the logarithms' small changes nor sums over many steps.
+    backwards = norms[::-1].astype(jnp.promote_types(norms.dtype, jnp.float32))
     below = backwards < fraction * backwards[0]
     first = jnp.argmax(below, axis=0).astype(backwards.dtype)
     steps = jnp.where(below.any(axis=0), first, jnp.inf)

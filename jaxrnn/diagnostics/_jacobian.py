@@ -67,8 +67,9 @@ def jacobian_spectrum(
     Raises:
         TypeError: if an argument is of another kind, dtype or cell, or a part of the state is of
             integers or 16 bits.
-        ValueError: if shapes don't fit one another, a lag is beyond T, there are more values than
-            the state has floats, or (outside of a trace) inputs, params or state aren't finite.
+        ValueError: if shapes don't fit one another, there are no sequences, a lag is beyond T,
+            there are more values than the state has floats, or (outside of a trace) inputs, params
+            or state aren't finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn

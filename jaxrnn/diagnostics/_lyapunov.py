@@ -108,9 +108,9 @@ def lyapunov_exponents(
     Raises:
         TypeError: if an argument is of another kind, dtype or cell, or a part of the state is of
             integers or 16 bits.
-        ValueError: if shapes don't fit one another, there are no steps, a number is out of range,
-            such as more exponents than the state has floats, or (outside of a trace) inputs, params
-            or state aren't finite.
+        ValueError: if shapes don't fit one another, there are no steps or no sequences, a number is
+            out of range, such as more exponents than the state has floats, or (outside of a trace)
+            inputs, params or state aren't finite.
 
     Example:
         A linear cell's exponents are the logarithms of its eigenvalues' moduli:

@@ -32,7 +32,7 @@ def checked_state(
         inputs: the sequence `(T, *batch, I)`.
         state: the state before the first step; a cell makes its own if None.
         factorised: whether `flatten` is to make matrices of it that are factorised: then it may be
-            of complex numbers, and not of 16 bits.
+            of complex numbers, and neither of 16 bits nor of no sequences.
 
     Returns:
         The state, whose leaves are floating (or complex) arrays `(*batch, ...)`.
@@ -45,6 +45,8 @@ def checked_state(
     _check.function("cell.step" if isinstance(cell, Cell) else "cell", step_of(cell))
     _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
     batch_shape = inputs.shape[1:-1]
+    if factorised and 0 in batch_shape:
+        raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted at least one sequence")
     if state is None:
         if not isinstance(cell, Cell):
             raise TypeError("state: got None, wanted a state, as a bare step makes none")
