@@ -2,17 +2,23 @@
 
 import argparse
 import csv
+import signal
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # One colour for each cell in every figure, from Okabe and Ito's palette, which survives colour
 # blindness and grey printing.
@@ -43,10 +49,12 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a small version, within 20 seconds")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all randomness")
+    parser.add_argument("--quick", action="store_true", help="a small version, within a minute")
+    seed = checked(int, lambda number: 0 <= number < 2**32, "a number from 0 to 2**32 - 1")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of all randomness")
+    # A text, as argparse gives default texts to `type` too.
     parser.add_argument(
-        "--out", type=Path, default=Path("results"), metavar="DIR", help="where files go"
+        "--out", type=folder, default="results", metavar="DIR", help="where files go"
     )
     return parser
 
@@ -60,18 +68,50 @@ def parse(
     return parser.parse_args(argv)
 
 
-def positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
-    """Return an argument's type: numbers of a kind, above 0 and finite."""
+def checked(
+    kind: type[int] | type[float], fits: Callable[[Any], bool], wanted: str
+) -> Callable[[str], int | float]:
+    """Return an argument's type: those numbers of a kind that fit."""
 
     def convert(text: str) -> int | float:
         number = kind(text)
-        if not 0 < number < float("inf"):
-            raise argparse.ArgumentTypeError(f"got {text}, wanted a finite number above 0")
+        if not fits(number):
+            raise argparse.ArgumentTypeError(f"got {text}, wanted {wanted}")
         return number
 
     # What argparse calls the type when the text is no number at all.
     convert.__name__ = kind.__name__
     return convert
+
+
+def positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
+    """Return an argument's type: numbers of a kind, above 0 and finite."""
+    return checked(kind, lambda number: 0 < number < float("inf"), "a finite number above 0")
+
+
+def folder(text: str) -> Path:
+    """Make a folder, an argument's type, and try it: a long run's results need a place to go."""
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"got {text}, wanted a folder to write to: {error}"
+        ) from None
+    return path
+
+
+def two_at_once(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Apply a function to every item: what runs on one core, such as compiling, so uses two."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        try:
+            return list(pool.map(function, items))
+        except KeyboardInterrupt:
+            # Threads can't be stopped, and both the pool and Python would wait for them.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
+            raise
 
 
 def read_text(path: Path | None, *, limit: int = 1_000_000) -> str:
@@ -82,7 +122,7 @@ def read_text(path: Path | None, *, limit: int = 1_000_000) -> str:
     """
     if path is not None:
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")  # some begin with a byte order mark
         except (OSError, UnicodeDecodeError) as error:
             sys.exit(f"--text {path}: {error}")
         if not text:
@@ -118,7 +158,7 @@ def print_progress(line: str) -> None:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows as a table with aligned columns."""
+    """Print rows as a table with aligned columns; what nobody knows is a dash."""
     header = list(rows[0])
     cells = [[_format(row[name]) for name in header] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
@@ -127,6 +167,8 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _format(value: Any) -> str:
+    if value is None or value != value:  # only what is not a number differs from itself
+        return "-"
     return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
 
 

@@ -120,6 +120,10 @@ def draw_curves(runs: Sequence[Run], lengths: Sequence[int]) -> Any:
                     steps, run.losses.min(axis=0), run.losses.max(axis=0), color=color, alpha=0.2
                 )
             axis.axhline(CHANCE, color="0.3", linestyle="--", linewidth=1, label="chance, 1/6")
+            axis.axhline(LEARNT, color="0.3", linestyle="--", linewidth=1)
+            axis.text(
+                axis.get_xlim()[1], LEARNT * 1.1, "learnt", ha="right", va="bottom", fontsize=9
+            )
             axis.set(title=f"T = {length}", xlabel="training steps", yscale="log")
         # A relu cell starts with errors far above chance, which would make the rest small.
         axes[0, 0].set(ylabel="mean squared error", ylim=(None, 1))
@@ -184,9 +188,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{row['median error']:.4g}, {row['seconds']:.0f} s",
                 flush=True,
             )
-    print(f"\nChance is {CHANCE:.4f}; a seed has learnt with an error below {LEARNT:.4f}.\n")
-    _common.print_table([summary(run) for run in runs])
-    print()
     _common.save_csv(
         arguments.out / "adding.csv",
         [
@@ -203,6 +204,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ],
     )
     _common.save_figure(arguments.out / "adding.png", draw_curves(runs, arguments.length))
+    print(f"\nChance is {CHANCE:.4f}; a seed has learnt with an error below {LEARNT:.4f}.\n")
+    _common.print_table([summary(run) for run in runs])
 
 
 if __name__ == "__main__":

@@ -653,12 +653,12 @@ def run_loss(arguments: argparse.Namespace, names: Sequence[str], head: dict[str
     """Compare `unroll_loss` with a loss on all outputs."""
     del names
     rows = []
-    for sizes in LOSS_SHAPES:
+    for sizes in arguments.loss_shapes:
         print(f"\nT, B, I, H, symbols = {', '.join(map(str, sizes))}", flush=True)
         measured = measure(
             prepare_loss(sizes, arguments.seed),
             rounds=arguments.repeats,
-            budget=60 * arguments.minutes / len(LOSS_SHAPES),
+            budget=60 * arguments.minutes / len(arguments.loss_shapes),
             shuffle=random.Random(arguments.seed),
         )
         print_table(measured)
@@ -679,6 +679,11 @@ class Sweep(NamedTuple):
     hidden: int = 32
 
 
+SWEEPS = [Sweep(batch=8), Sweep(batch=32)]
+# How many steps go by between two looks at the clock.
+SWEEP_STEPS = 10
+
+
 def prepare_sweep(
     cell: str, sizes: Sweep, seed: int
 ) -> dict[str, Callable[[Callable[..., None]], Any]]:
@@ -686,7 +691,12 @@ def prepare_sweep(
     key = jax.random.key(seed)
     optimizer = optax.adam(1e-2)
     task = functools.partial(jaxrnn.tasks.adding, batch_size=sizes.batch, length=sizes.length)
-    options: dict[str, Any] = {"steps": 60, "report_every": 10, "clip_norm": 1.0, "progress": False}
+    options: dict[str, Any] = {
+        "steps": 6 * SWEEP_STEPS,
+        "report_every": SWEEP_STEPS,
+        "clip_norm": 1.0,
+        "progress": False,
+    }
     runs = {}
     for name, engine in {"default": None, "scan": jaxrnn.scan()}.items():
         of_cell = getattr(jaxrnn, cell)(sizes.hidden)
@@ -716,26 +726,40 @@ def prepare_sweep(
 def run_sweep(arguments: argparse.Namespace, names: Sequence[str], head: dict[str, str]) -> None:
     """Compare training many networks at once with training one, compilation left out."""
     del names
-    sizes = Sweep()
     rows = []
-    for cell in arguments.cells:
+    for cell, sizes in itertools.product(arguments.cells, arguments.sweeps):
         print(f"\n{cell}, members, T, B, H = {', '.join(map(str, sizes))}", flush=True)
         runs = prepare_sweep(cell, sizes, arguments.seed)
         seconds: dict[str, list[float]] = {name: [] for name in runs}
-        # All in turn, so that whatever else the machine does hits all alike.
-        for _ in range(min(arguments.repeats, 3)):
+        # All in turn, so that whatever else the machine does hits all alike. Each round compiles
+        # anew, and times every call many times over: hence few.
+        for _ in range(math.ceil(arguments.repeats / 5)):
             for name, run in runs.items():
                 times: list[float] = []
                 run(lambda *_, times=times: times.append(time.perf_counter()))
-                seconds[name] += list(np.diff(times))
+                seconds[name] += list(np.diff(times) / SWEEP_STEPS)
         medians = {name: float(np.median(values)) for name, values in seconds.items()}
         one = min(value for name, value in medians.items() if name.startswith("fit"))
-        rows += [
-            {"cell": cell, "run": name, "ms a step": 100 * median, "times one": median / one}
-            for name, median in medians.items()
-        ]
-        _common.print_table(rows[-len(runs) :])
-    _common.save_csv(arguments.out / "sweep.csv", [row | sizes._asdict() | head for row in rows])
+        measured = []
+        for name, median in medians.items():
+            # To train all members, `fit` has to be called for one after the other.
+            every = sizes.members * median if name.startswith("fit") else median
+            measured.append(
+                {
+                    "cell": cell,
+                    "run": name,
+                    "ms a step": 1e3 * median,
+                    "times one": median / one,
+                    "times apart": every / (sizes.members * one),
+                }
+            )
+        _common.print_table(measured)
+        rows += [row | sizes._asdict() | head for row in measured]
+    _common.save_csv(arguments.out / "sweep.csv", rows)
+    print(
+        "\ntimes one: as long as a step of one network; times apart: to train all members, as long "
+        "as one after the other by the faster fit"
+    )
 
 
 # Showing.
@@ -796,16 +820,9 @@ def cores() -> int:
 
 
 def print_table(rows: Iterable[Mapping[str, Any]], *, leave_out: Iterable[str] = ()) -> None:
-    """Print rows without some columns; what nobody knows is a dash."""
+    """Print rows without some columns."""
     _common.print_table(
-        [
-            {
-                name: "-" if value is None else value
-                for name, value in row.items()
-                if name not in leave_out
-            }
-            for row in rows
-        ]
+        [{name: row[name] for name in row if name not in leave_out} for row in rows]
     )
 
 
@@ -846,8 +863,9 @@ def draw(rows: Sequence[Mapping[str, Any]], where: str) -> Any:
             Line2D([], [], marker=STYLES[name][0], color=STYLES[name][1], linestyle="none")
             for name in names
         ]
-        figure.legend(handles, names, loc="outside right upper")
-        figure.suptitle(f"Time of a call, median and quartiles: {where}")
+        figure.legend(handles, names, loc="outside right center")
+        # Two lines, as a device's name may be as long as a narrow figure is wide.
+        figure.suptitle(f"Time of a call, median and quartiles\n{where}")
     return figure
 
 
@@ -889,7 +907,7 @@ def draw_scaling(rows: Sequence[Mapping[str, Any]], where: str) -> Any:
             axis.set(xscale="log", yscale="log", xlabel="T, steps", ylabel=label)
         axes[0].legend()
         figure.suptitle(
-            f"Gradient of a loss on the last output, LSTM, B = 1, I = 8, H = 64: {where}"
+            f"Gradient of a loss on the last output, LSTM, B = 1, I = 8, H = 64\n{where}"
         )
     return figure
 
@@ -945,6 +963,9 @@ def run_shapes(arguments: argparse.Namespace, names: Sequence[str], head: dict[s
     every = [row for case in cases for row in results[case]]
     if not every:
         sys.exit("none of the contenders has any of the cells")
+    head |= {"peak_gflops": f"{peak / 1e9:.1f}"}
+    _common.save_csv(arguments.out / "benchmark.csv", [row | head for row in every])
+    _common.save_figure(arguments.out / "benchmark.png", draw(every, head["device"]))
     comparisons = [line for case in cases if (line := compare(results[case]))]
     if comparisons:
         print("\njaxrnn's fastest engine, the fastest other JAX contender, and PyTorch")
@@ -952,9 +973,6 @@ def run_shapes(arguments: argparse.Namespace, names: Sequence[str], head: dict[s
     if any(line["peer ms"] or line["PyTorch ms"] for line in comparisons):
         print("\ngeometric means over shapes: how many times faster jaxrnn is")
         print_table(geometric_means(comparisons))
-    head |= {"peak_gflops": f"{peak / 1e9:.1f}"}
-    _common.save_csv(arguments.out / "benchmark.csv", [row | head for row in every])
-    _common.save_figure(arguments.out / "benchmark.png", draw(every, head["device"]))
 
 
 def run_scaling(arguments: argparse.Namespace, names: Sequence[str], head: dict[str, str]) -> None:
@@ -982,7 +1000,7 @@ def run_scaling(arguments: argparse.Namespace, names: Sequence[str], head: dict[
 
 def run_training(arguments: argparse.Namespace, names: Sequence[str], head: dict[str, str]) -> None:
     """Compare training steps of one model."""
-    sizes = Training()
+    sizes = arguments.training_sizes
     programs = {}
     for name in names:
         if name == "pytorch":
@@ -1000,9 +1018,12 @@ def run_training(arguments: argparse.Namespace, names: Sequence[str], head: dict
     )
     for row in rows:
         row["characters_per_s"] = 1e3 * sizes.length * sizes.batch / row["median_ms"]
-    print(f"\na training step of {sizes}")
-    print_table(rows)
     _common.save_csv(arguments.out / "training.csv", [row | sizes._asdict() | head for row in rows])
+    print(
+        f"\na training step on {sizes.length} characters of {sizes.batch} texts, {sizes.symbols} "
+        f"different ones: embedding of {sizes.features}, LSTM of {sizes.hidden} units"
+    )
+    print_table(rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -1062,6 +1083,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--memory", type=positive(float), default=4.0, help="GiB that --scaling may take"
     )
+    parser.set_defaults(loss_shapes=LOSS_SHAPES, sweeps=SWEEPS, training_sizes=Training())
     arguments = _common.parse(
         parser,
         argv,
@@ -1070,6 +1092,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         repeats=3,
         minutes=0.2,
         lengths=[100, 1000, 10_000],
+        loss_shapes=[(100, 8, 32, 64, 65)],
+        sweeps=[Sweep(members=4, length=50, batch=8, hidden=16)],
+        training_sizes=Training(hidden=64),
     )
 
     if arguments.dtype == "float64":
@@ -1078,17 +1103,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         jax.config.update("jax_num_cpu_devices", arguments.devices)
     head = header()
     print("\n".join(f"{name}: {value}" for name, value in head.items()))
-    names = []
-    for name in arguments.contenders:
-        reason = why_left_out(name, arguments.dtype)
-        if reason is None:
-            names.append(name)
-        else:
-            print(f"left out: {name}, as {reason}")
-    if not names:
-        sys.exit("no contender is left")
     modes = {"scaling": run_scaling, "training": run_training, "loss": run_loss, "sweep": run_sweep}
     asked = [mode for mode in modes if getattr(arguments, mode)]
+    names = []
+    # These two compare jaxrnn with itself, whatever the contenders.
+    if not asked or set(asked) - {"loss", "sweep"}:
+        for name in arguments.contenders:
+            reason = why_left_out(name, arguments.dtype)
+            if reason is None:
+                names.append(name)
+            else:
+                print(f"left out: {name}, as {reason}")
+        if not names:
+            sys.exit("no contender is left")
     for mode in asked:
         modes[mode](arguments, names, head)
     if not asked:

@@ -10,6 +10,7 @@ same nine tenths. With --resume a run that was killed goes on where its checkpoi
 import functools
 import json
 import math
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -163,6 +164,9 @@ def train(
             f"{bits:.3f} bits"
         )
 
+    done = 0 if resume is None else newest_checkpoint(resume)
+    if 0 < done < steps:
+        print(f"{LABELS[name]} goes on from step {done}", flush=True)
     # What was reported before a run was killed comes from a file, as `fit` doesn't report it again.
     curve = {} if resume is None else load_curve(resume / "curve.json")
     earlier = max((point.seconds for point in curve.values()), default=0.0)
@@ -191,7 +195,15 @@ def train(
         checkpoints=resume and jaxrnn.Checkpoints(resume / "checkpoints", every=report_every),
         sharding=over_devices(devices),
     )
+    if done == steps:
+        print(f"{LABELS[name]} has nothing left to train after step {done}", flush=True)
     return result.params, [curve[step] for step in sorted(curve)]
+
+
+def newest_checkpoint(resume: Path) -> int:
+    """Return the step of the newest whole checkpoint, 0 without any."""
+    whole = resume.glob("checkpoints/step_*/SHA256SUMS")
+    return max((int(path.parent.name.removeprefix("step_")) for path in whole), default=0)
 
 
 def over_devices(count: int) -> NamedSharding | None:
@@ -259,7 +271,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=positive(int), default=1, help="how many cells, stacked")
     parser.add_argument("--hidden", type=positive(int), default=256, help="units of each cell")
     parser.add_argument("--embedding", type=positive(int), default=64, help="embedding's features")
-    parser.add_argument("--dropout", type=float, default=0.1, help="rate, after each cell")
+    rate = _common.checked(float, lambda rate: 0 <= rate < 1, "a rate from 0 up to but not 1")
+    parser.add_argument("--dropout", type=rate, default=0.1, help="rate, after each cell")
     parser.add_argument("--steps", type=positive(int), default=2300, help="training steps")
     parser.add_argument("--length", type=positive(int), default=64, help="characters of a window")
     parser.add_argument("--batch", type=positive(int), default=32, help="windows side by side")
@@ -274,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--resume",
-        type=Path,
+        type=_common.folder,
         metavar="DIR",
         help="write checkpoints there, and go on from those that there are",
     )
@@ -325,54 +338,41 @@ def main(argv: Sequence[str] | None = None) -> None:
         {"model": name, "parameters": "", "bits": bits, "seconds": ""}
         for name, bits in levels.items()
     ]
+    sizes = {
+        "features": arguments.embedding,
+        "hidden_size": arguments.hidden,
+        "layers": arguments.layers,
+        "rate": arguments.dropout,
+    }
+    engine = jaxrnn.sharded(arguments.devices) if arguments.devices > 1 else None
     curves, trained = {}, {}
     for name in arguments.cell:
-        model = make_model(
-            name,
-            len(vocabulary),
-            features=arguments.embedding,
-            hidden_size=arguments.hidden,
-            layers=arguments.layers,
-            rate=arguments.dropout,
-            engine=jaxrnn.sharded(arguments.devices) if arguments.devices > 1 else None,
-        )
-        params, curves[name] = train(
-            name,
-            model,
-            text,
-            held_out,
-            steps=arguments.steps,
-            reports=arguments.reports,
-            learning_rate=arguments.learning_rate,
-            key=jax.random.key(arguments.seed),
-            backpropagate=arguments.backpropagate,
-            resume=arguments.resume and arguments.resume / name,
-            devices=arguments.devices,
-        )
-        trained[name] = model, params
+        try:
+            trained[name], curves[name] = train(
+                name,
+                make_model(name, len(vocabulary), **sizes, engine=engine),
+                text,
+                held_out,
+                steps=arguments.steps,
+                reports=arguments.reports,
+                learning_rate=arguments.learning_rate,
+                key=jax.random.key(arguments.seed),
+                backpropagate=arguments.backpropagate,
+                resume=arguments.resume and arguments.resume / name,
+                devices=arguments.devices,
+            )
+        except ValueError as error:
+            if arguments.resume is None:
+                raise
+            parser.error(f"--resume: {re.sub('^key:', 'the key, of --seed:', str(error))}")
         rows.append(
             {
                 "model": LABELS[name],
-                "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+                "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained[name])),
                 "bits": curves[name][-1].bits,
                 "seconds": curves[name][-1].seconds,
             }
         )
-    print()
-    _common.print_table(rows)
-
-    best = min(trained, key=lambda name: curves[name][-1].bits)
-    drawn = sample(
-        *trained[best],
-        codes[:end][-200:],
-        jax.random.key(arguments.seed),
-        length=400,
-        temperature=arguments.temperature,
-    )
-    print(
-        f"\n{LABELS[best]}, temperature {arguments.temperature}, going on from the training text:\n"
-    )
-    print("".join(vocabulary[code] for code in np.asarray(drawn)), end="\n\n")
     _common.save_csv(
         arguments.out / "character_model.csv",
         [
@@ -385,6 +385,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         ],
     )
     _common.save_figure(arguments.out / "character_model.png", draw_curves(curves, levels))
+    print()
+    _common.print_table(rows)
+
+    best = min(trained, key=lambda name: curves[name][-1].bits)
+    drawn = sample(
+        # Without the engine that divides a batch, as a prompt has none.
+        make_model(best, len(vocabulary), **sizes),
+        trained[best],
+        codes[:end][-200:],
+        jax.random.key(arguments.seed),
+        length=400,
+        temperature=arguments.temperature,
+    )
+    print(
+        f"\n{LABELS[best]}, temperature {arguments.temperature}, going on from the training text:\n"
+    )
+    print("".join(vocabulary[code] for code in np.asarray(drawn)))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ from jaxrnn import diagnostics
 
 # Colours for an order of sizes or gains, from light to dark, so that grey printing keeps it.
 ORDER = plt.get_cmap("viridis")
+# Of those gains that are measured, these have their whole spectrum found.
+SPECTRUM_GAINS = [0.5, 0.8, 1.5, 2.0, 3.0, 4.0]
 
 
 class Lengths(NamedTuple):
@@ -345,11 +347,14 @@ def run_cost(arguments: argparse.Namespace) -> None:
         }
         for name, seconds in samples.items()
     ]
+    _common.save_csv(arguments.out / "lyapunov_cost.csv", rows)
     print()
     _common.print_table(rows)
-    ratios = np.divide(samples["NumPy loop"], samples["jaxrnn"])
-    print(f"\njaxrnn is {np.median(ratios):.2f} times faster, median of {len(ratios)} rounds")
-    _common.save_csv(arguments.out / "lyapunov_cost.csv", rows)
+    ratio = np.median(np.divide(samples["NumPy loop"], samples["jaxrnn"]))
+    verdict = (
+        f"is {ratio:.2f} times faster" if ratio >= 1 else f"takes {1 / ratio:.2f} times as long"
+    )
+    print(f"\njaxrnn {verdict}, median of {arguments.repeats} rounds")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -373,8 +378,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--spectrum-gain",
         nargs="+",
         type=positive(float),
-        default=[0.5, 0.8, 1.5, 2.0, 3.0, 4.0],
-        help="those of the gains for which to find all exponents",
+        help="those of the gains for which to find all exponents; if None, those of "
+        f"{', '.join(map(str, SPECTRUM_GAINS))} that are gains, or else all",
     )
     parser.add_argument(
         "--spectrum-size", type=positive(int), default=128, help="the N, one of the sizes, of these"
@@ -394,7 +399,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         gain=[0.5, 0.8, 1.0, 1.5, 2.0, 4.0],
         size=[32, 64],
         seeds=4,
-        spectrum_gain=[0.8, 1.5, 4.0],
         spectrum_size=32,
         lengths=QUICK_LENGTHS,
         units=64,
@@ -403,10 +407,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         repeats=3,
     )
     if arguments.cost:
+        if arguments.exponents > arguments.units:
+            parser.error(
+                f"--exponents: got {arguments.exponents}, wanted {arguments.units} at most, "
+                "as many as --units"
+            )
         run_cost(arguments)
         return
     if min(arguments.seeds, arguments.spectrum_seeds) < 2:
         parser.error("--seeds: got 1, wanted 2 at least, for error bars")
+    arguments.spectrum_gain = (
+        arguments.spectrum_gain
+        or [gain for gain in SPECTRUM_GAINS if gain in arguments.gain]
+        or arguments.gain
+    )
     if not set(arguments.spectrum_gain) <= set(arguments.gain):
         parser.error(f"--spectrum-gain: got {arguments.spectrum_gain}, wanted some of --gain")
     if arguments.spectrum_size not in arguments.size:
@@ -428,16 +442,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         size,
         arguments.lengths,
     )
-    print(f"all exponents for N = {size}: {time.perf_counter() - start:.0f} s\n")
-
-    print(
-        f"N = {size}, means and standard deviations over seeds; exponents and decay in nats per "
-        "step, the dimension is Kaplan and Yorke's, the entropy rate in nats per step"
-    )
-    _common.print_table(
-        table_rows(arguments.gain, results[size], arguments.spectrum_gain, spectrum)
-    )
-    print(f"\n{agreement(results)}\n")
+    print(f"all exponents for N = {size}: {time.perf_counter() - start:.0f} s", flush=True)
     _common.save_csv(
         arguments.out / "lyapunov.csv",
         [
@@ -465,6 +470,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.out / "lyapunov.png",
         draw(arguments.gain, results, arguments.spectrum_gain, size, spectrum),
     )
+    print(
+        f"\nN = {size}, means and standard deviations over seeds; exponents and decay in nats per "
+        "step, the dimension is Kaplan and Yorke's, the entropy rate in nats per step"
+    )
+    _common.print_table(
+        table_rows(arguments.gain, results[size], arguments.spectrum_gain, spectrum)
+    )
+    print(f"\n{agreement(results)}")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ one remedy are not independent.
 
 import functools
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -24,6 +23,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 import jaxrnn
 from experiments import _common
@@ -379,6 +379,8 @@ def correlations(runs: Sequence[Run], seed: int) -> list[dict[str, Any]]:
     rows = []
     for predictor, value in PREDICTORS.items():
         for selection, chosen in selections.items():
+            if selection != "all runs" and len(chosen) == len(runs):
+                continue  # the same once more
             groups = [
                 [
                     np.concatenate([part(run) for run in chosen if run.remedy == remedy])
@@ -398,6 +400,15 @@ def correlations(runs: Sequence[Run], seed: int) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def interval_text(correlated: Mapping[str, Any]) -> str:
+    """Return the interval of a row of `correlations` as text, or why there is none."""
+    if np.isnan(correlated["Spearman"]):
+        return "no ranks: all equal"
+    if np.isnan(correlated["95% from"]):
+        return f"fewer than {LEAST_GROUPS} remedies"
+    return f"{correlated['95% from']:.2f} to {correlated['to']:.2f}"
 
 
 MARKERS = {"adding": "o", "copy": "s"}
@@ -481,6 +492,12 @@ def _draw_scatter(
             alpha=0.8,
         )
     axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    if high < 10 * low:
+        # Ticks stand between powers of ten then, and labels such as 4 times 10 to the 0 collide.
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_locator(MaxNLocator(6))
+        axis.xaxis.set_major_formatter("{x:g}")
     axis.set_ylabel("share of the error gone")
     axis.set_xlabel(
         {
@@ -488,9 +505,8 @@ def _draw_scatter(
             "decay over T": "nats gained or lost over T before training",
         }[predictor]
     )
-    low, high = correlated["95% from"], correlated["to"]
-    interval = "too few remedies for an interval" if np.isnan(low) else f"{low:.2f} to {high:.2f}"
-    axis.set_title(f"rank correlation {correlated['Spearman']:.2f} ({interval})", loc="left")
+    correlation = f" {correlated['Spearman']:.2f}" if np.isfinite(correlated["Spearman"]) else ""
+    axis.set_title(f"rank correlation{correlation} ({interval_text(correlated)})", loc="left")
     if predictor == "decay over T":
         axis.invert_xaxis()
 
@@ -558,20 +574,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for remedy in arguments.remedy
     ]
     # Such small products run on one core, and so does compiling: two networks at once use two.
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        runs = list(pool.map(run, settings))
-
-    print(
-        f"\nA seed has learnt with an error below {LEARNT:g} of chance. The horizon is how many "
-        f"steps back the untrained network's gradient keeps {FRACTION:.0%}, the decay what it "
-        "loses over T steps, learning the share of the error that was gone, averaged over "
-        "training. Medians over seeds.\n"
-    )
-    _common.print_table([summary(run) for run in runs])
+    runs = _common.two_at_once(run, settings)
     correlated = correlations(runs, arguments.seed)
-    print("\nDid it foretell learning? Rank correlations, of one network each:\n")
-    _common.print_table(correlated)
-    print()
     _common.save_csv(
         arguments.out / "remedies.csv",
         [
@@ -607,6 +611,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     _common.save_csv(arguments.out / "remedies_correlations.csv", correlated)
     _common.save_figure(arguments.out / "remedies.png", draw(runs, correlated))
+    print(
+        f"\nA seed has learnt with an error below {LEARNT:g} of chance. The horizon is how many "
+        f"steps back the untrained network's gradient keeps {FRACTION:.0%}, the decay what it "
+        "loses over T steps, learning the share of the error that was gone, averaged over "
+        "training. Medians over seeds.\n"
+    )
+    _common.print_table([summary(run) for run in runs])
+    print("\nDid it foretell learning? Rank correlations, of one network each:\n")
+    _common.print_table(
+        [
+            {name: row[name] for name in ("predictor", "runs", "networks", "Spearman")}
+            | {"95% interval": interval_text(row)}
+            for row in correlated
+        ]
+    )
 
 
 if __name__ == "__main__":

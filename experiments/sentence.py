@@ -60,14 +60,8 @@ def picture(states: np.ndarray, words: Sequence[str]) -> Any:
             last, states.shape[1], 1, fill=False, edgecolor="black", linewidth=2, clip_on=False
         )
     )
-    axes.annotate(
-        "the last: all that is\nknown of the sentence",
-        (1.015, 0.1),
-        xycoords="axes fraction",
-        va="center",
-        fontsize=9,
-    )
-    figure.colorbar(image, label="activation", pad=0.24)
+    axes.set_title("framed: all that is known of the sentence", loc="right", fontsize=9)
+    figure.colorbar(image, label="activation", pad=0.02)
     return figure
 
 
@@ -89,6 +83,18 @@ def main(arguments: list[str] | None = None) -> None:
 
     embedded, outputs, last = read(indices)
     states = np.asarray(outputs[0])
+    words = SENTENCE.split()
+    _common.save_csv(
+        options.out / "sentence.csv",
+        [
+            {"step": step, "word": word, "unit": unit, "hidden": float(value)}
+            for step, word in enumerate(words)
+            for unit, value in enumerate(states[step])
+        ],
+    )
+    with plt.rc_context(_common.STYLE):
+        _common.save_figure(options.out / "sentence.png", picture(states, words))
+
     shapes = [
         ("word indices", indices, "one sentence of five words"),
         ("embedding", embedded, "every word is now a vector"),
@@ -98,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
         ("elman, last step only", last, "one hidden state for the whole sentence"),
         ("  its kernel", params.kernel, "the same: what is returned changes no weight"),
     ]
-    print(f"{SENTENCE} -> {indices.tolist()}\n")
+    print(f"\n{SENTENCE} -> {indices.tolist()}\n")
     for name, array, meaning in shapes:
         print(f"{name:<22} {np.shape(array)!s:<12} {meaning}")
 
@@ -114,19 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
 
     difference = np.abs(unroll_by_hand(params, np.asarray(embedded[0])) - states).max()
-    print(f"\nlargest difference from the recurrence unrolled by hand: {difference:.1e}\n")
-
-    words = SENTENCE.split()
-    _common.save_csv(
-        options.out / "sentence.csv",
-        [
-            {"step": step, "word": word, "unit": unit, "hidden": float(value)}
-            for step, word in enumerate(words)
-            for unit, value in enumerate(states[step])
-        ],
-    )
-    with plt.rc_context(_common.STYLE):
-        _common.save_figure(options.out / "sentence.png", picture(states, words))
+    print(f"\nlargest difference from the recurrence unrolled by hand: {difference:.1e}")
 
 
 if __name__ == "__main__":

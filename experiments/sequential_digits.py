@@ -11,6 +11,7 @@ import functools
 import gzip
 import math
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,7 +86,7 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             data = file.read()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: {error}") from error
     if len(data) < 4 or data[:2] != b"\0\0":
         raise ValueError(f"{path}: not an IDX file, which begins with two zeros")
@@ -115,10 +116,10 @@ def read_mnist(folder: Path, part: str) -> Digits:
         return read_idx(paths[0])
 
     images, labels = read("images-idx3"), read("labels-idx1")
-    if images.ndim != 3 or labels.shape != images.shape[:1]:
+    if images.ndim != 3 or 0 in images.shape[1:] or labels.shape != images.shape[:1]:
         raise ValueError(
             f"{folder}: got {part} images of shape {images.shape} and labels of {labels.shape}, "
-            "wanted (N, rows, columns) and (N,)"
+            "wanted (N, rows, columns), with pixels, and (N,)"
         )
     if labels.size == 0 or labels.max() >= CLASSES:
         raise ValueError(f"{folder}: wanted {part} labels from 0 to 9, and one at least")
@@ -256,9 +257,10 @@ def draw(runs: Sequence[Run], test: Digits, *, order: str) -> Any:
         axes["sequence"].set(xlabel="step", ylabel="ink", yticks=[0, 1])
         for run in runs:
             mean = 100 * run.accuracies.mean(axis=0)
-            error = 100 * np.nan_to_num(standard_error(run.accuracies))
+            error = 100 * standard_error(run.accuracies)
             color = _common.COLORS[run.cell]
-            label = f"{LABELS[run.cell]}: {mean[-1]:.1f} ± {error[-1]:.1f}%"
+            known = "" if np.isnan(error[-1]) else f" ± {error[-1]:.1f}"
+            label = f"{LABELS[run.cell]}: {mean[-1]:.1f}{known}%"
             axes["curves"].plot(run.steps, mean, color=color, label=label)
             axes["curves"].fill_between(
                 run.steps, mean - error, mean + error, color=color, alpha=0.2
@@ -269,7 +271,8 @@ def draw(runs: Sequence[Run], test: Digits, *, order: str) -> Any:
         axes["curves"].set(xlabel="training steps", ylabel="test accuracy, %", ylim=(0, 100))
         axes["curves"].set_xlim(left=0)
         axes["curves"].legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
-        axes["curves"].set_title("accuracy, mean and standard error over seeds", loc="left")
+        several = ", mean and standard error over seeds" if len(runs[0].accuracies) > 1 else ""
+        axes["curves"].set_title(f"accuracy{several}", loc="left")
         figure.suptitle(f"Which digit is it? Read pixel by pixel, in {test.length} steps")
         figure.tight_layout()
     return figure
@@ -305,6 +308,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             train, test = read_small_digits(arguments.seed)
         else:
             train, test = (read_mnist(arguments.mnist, part) for part in ("train", "t10k"))
+            if train.images.shape[1:] != test.images.shape[1:]:
+                raise ValueError(
+                    f"{arguments.mnist}: got test images of {test.images.shape[1:]} pixels, "
+                    f"wanted {train.images.shape[1:]}, as those to train on have"
+                )
     except ValueError as error:
         parser.error(f"--mnist {error}")
     if arguments.permuted:
@@ -329,9 +337,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         for name in arguments.cell
     ]
-    print()
-    _common.print_table([summary(run) for run in runs])
-    print("Accuracy is on the test images, mean over seeds; chance is 10%.\n")
     _common.save_csv(
         arguments.out / "sequential_digits.csv",
         [
@@ -343,6 +348,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     order = "its pixels in random order" if arguments.permuted else "read row by row"
     _common.save_figure(arguments.out / "sequential_digits.png", draw(runs, test, order=order))
+    print()
+    _common.print_table([summary(run) for run in runs])
+    print("Accuracy is on the test images, mean over seeds; chance is 10%.")
 
 
 if __name__ == "__main__":

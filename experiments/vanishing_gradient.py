@@ -17,8 +17,8 @@ an LSTM's gradient reaches. Of a stack of LSTMs the gradient is measured at ever
 as a map of layers and steps.
 """
 
+import statistics
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,10 +127,10 @@ class Profile(NamedTuple):
         return None if self.exponents is None else float(np.median(self.exponents))
 
     @property
-    def horizons(self) -> tuple[int, int, int]:
+    def horizons(self) -> tuple[float, float, float]:
         """The lowest, the median and the highest horizon of the seeds."""
-        steps = sorted(horizon(norms) for norms in self.norms)
-        return steps[0], steps[(len(steps) - 1) // 2], steps[-1]
+        steps = [horizon(norms) for norms in self.norms]
+        return min(steps), statistics.median(steps), max(steps)
 
     @property
     def name(self) -> str:
@@ -297,9 +297,9 @@ def horizon(norms: np.ndarray) -> int:
     return int(below.argmax()) - 1 if below.any() else len(norms) - 1
 
 
-def horizon_text(steps: int, length: int) -> str:
+def horizon_text(steps: float, length: int) -> str:
     """Return a horizon as text, with a sign where it is only known to lie beyond the start."""
-    return f">= {steps}" if steps == length - 1 else str(steps)
+    return f">= {steps:g}" if steps == length - 1 else f"{steps:g}"
 
 
 def horizons_text(profile: Profile) -> str:
@@ -378,7 +378,6 @@ def print_summary(before: list[Profile], after: list[Profile]) -> None:
             f"  {old.label:<16} {horizons_text(old):>16} at initialisation, "
             f"{horizons_text(new):>16} after training: {verdict}"
         )
-    print()
 
 
 # The figure shows no less than this: smaller gradients are as good as none, and far smaller ones
@@ -574,8 +573,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     # Most of the time goes into compiling, which runs on one core: two models at once use two. The
     # stack takes longest, and so begins.
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        stacked, *results = pool.map(examine, [stack, *models])
+    stacked, *results = _common.two_at_once(examine, [stack, *models])
 
     rows = [
         table_row(profile, bits if profile.trained else None)
@@ -583,14 +581,6 @@ def main(arguments: list[str] | None = None) -> None:
         for pair in zip(old, new, strict=True)
         for profile in pair
     ]
-    print()
-    _common.print_table(rows)
-    print(
-        f"Medians of {settings.seeds} seeds, with the lowest and highest; +- is half the range. "
-        "A gradient of 0 is too small for float32. Norms are means over windows of held-out text, "
-        "which those windows rule where it reaches farthest; exponents, in nats per step, are what "
-        "is typical."
-    )
 
     def longest(profiles: list[Profile]) -> list[Profile]:
         return [profile for profile in profiles if profile.length == max(settings.lengths)]
@@ -598,7 +588,6 @@ def main(arguments: list[str] | None = None) -> None:
     before = [profile for old, _, _ in results for profile in longest(old)]
     after = [profile for _, new, _ in results for profile in longest(new)]
     stack_before, stack_after = longest(stacked[0]), longest(stacked[1])
-    print_summary([*before, *stack_before], [*after, *stack_after])
     _common.save_csv(options.out / "vanishing_gradient.csv", rows)
     _common.save_csv(
         options.out / "vanishing_gradient_curves.csv",
@@ -613,6 +602,15 @@ def main(arguments: list[str] | None = None) -> None:
         options.out / "vanishing_gradient.png",
         picture(before, after, stack_before, stack_after),
     )
+    print()
+    _common.print_table(rows)
+    print(
+        f"Medians of {settings.seeds} seeds, with the lowest and highest; +- is half the range. "
+        "A gradient of 0 is too small for float32. Norms are means over windows of held-out text: "
+        "the mean is ruled by the few windows whose gradient reaches farthest. Exponents, in nats "
+        "per step, are what is typical."
+    )
+    print_summary([*before, *stack_before], [*after, *stack_after])
 
 
 def split(codes: np.ndarray, length: int) -> tuple[jax.Array, jax.Array]:

@@ -29,6 +29,12 @@ def test_the_summary_counts_the_seeds_that_learnt():
     assert (row["lowest"], row["median error"], row["highest"]) == (0.001, 0.01, 0.1)
 
 
+def test_the_threshold_of_the_table_is_drawn():
+    runs = [adding.Run("gru", 50, np.array([[0.1, 0.01]]), 1.0)]
+    axis = adding.draw_curves(runs, [50]).axes[0]
+    assert any((line.get_ydata() == np.array(adding.LEARNT)).all() for line in axis.lines)
+
+
 def test_a_seed_that_diverged_counts_as_the_worst():
     losses = np.array([[0.1, np.nan], [0.1, 0.2], [0.1, 0.001]])
     row = adding.summary(adding.Run("relu", 50, losses, 1.0))

@@ -1,5 +1,4 @@
 import csv
-import functools
 import importlib.util
 import math
 import random
@@ -241,6 +240,19 @@ def test_script_writes_its_table_and_figure(tmp_path, capsys, monkeypatch):
     assert "jaxrnn's fastest engine" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("cells", [["lstm"], ["elman", "lstm", "gru"]])
+def test_a_title_is_clear_of_the_legend(cells):
+    rows = [
+        row(name, 2.0, cell=cell) | {"lower_ms": 1.0, "upper_ms": 3.0}
+        for name in benchmark.DEFAULT_CONTENDERS
+        for cell in cells
+    ]
+    figure = benchmark.draw(rows, "Some Processor With a Name That Goes On @ 2.00GHz")
+    figure.draw_without_rendering()
+    title = figure._suptitle.get_window_extent()
+    assert not title.overlaps(figure.legends[0].get_window_extent())
+
+
 @pytest.mark.slow
 def test_script_scales(tmp_path):
     lengths = ["--lengths", "50", "5"]
@@ -260,7 +272,7 @@ def test_training_steps_agree_whatever_the_engine(tmp_path, monkeypatch):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), program.run(), wanted
         )
-    monkeypatch.setattr(benchmark, "Training", lambda: sizes)
+    monkeypatch.setattr(benchmark, "Training", lambda **_: sizes)
     benchmark.main([*TINY, "--training", "--out", str(tmp_path)])
     rows = read_csv(tmp_path / "training.csv")
     assert [line["contender"] for line in rows] == ["jaxrnn-default", "jaxrnn-scan"]
@@ -284,10 +296,10 @@ def test_a_loss_on_the_way_has_the_gradient_of_one_at_once(tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_a_sweep_is_timed_against_one_run(tmp_path, monkeypatch):
-    sizes = functools.partial(benchmark.Sweep, members=2, length=4, batch=2, hidden=3)
-    monkeypatch.setattr(benchmark, "Sweep", sizes)
+def test_a_sweep_is_timed_against_one_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "SWEEPS", [benchmark.Sweep(3, 4, 2, 3)])
     benchmark.main(["--sweep", "--cells", "gru", "--repeats", "1", "--out", str(tmp_path)])
+    assert "left out" not in capsys.readouterr().out
     rows = read_csv(tmp_path / "sweep.csv")
     assert [row["run"] for row in rows] == [
         "fit-default",
@@ -297,6 +309,9 @@ def test_a_sweep_is_timed_against_one_run(tmp_path, monkeypatch):
     ]
     assert min(float(row["times one"]) for row in rows if row["run"].startswith("fit")) == 1
     assert all(float(row["ms a step"]) > 0 for row in rows)
+    for row in rows:
+        calls = 3 if row["run"].startswith("fit") else 1
+        assert float(row["times apart"]) == pytest.approx(calls * float(row["times one"]) / 3)
 
 
 @pytest.mark.peers

@@ -178,6 +178,29 @@ def test_the_script_beats_the_bigram_model_and_writes_its_files(tmp_path, capsys
     assert "bigram" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_the_script_trains_on_two_devices_and_goes_on(tmp_path, capsys):
+    (tmp_path / "text").write_text(TEXT * 60)
+    settings = "--quick --hidden 4 --length 16 --batch 8 --reports 2 --text text --resume run"
+
+    def run(*options):
+        character_model.main([*settings.split(), *options])
+        return capsys.readouterr().out
+
+    run("--devices=2", "--steps=4")
+    assert "goes on from step 4\n" in run("--steps=8")
+    assert "nothing left to train after step 8\n" in run("--steps=8")
+    for refused in ("--seed", "--steps", "--hidden"):
+        with pytest.raises(SystemExit):
+            run("--steps=8", f"{refused}=7")
+        assert "error: --resume: " in (message := capsys.readouterr().err)
+        assert {"--hidden": "params"}.get(refused, refused.strip("-")) in message
+    (tmp_path / "text").write_text(TEXT * 90)
+    with pytest.raises(SystemExit):
+        run("--steps=8")
+    assert "error: --resume: batches" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "No such file"), ("", "the file is empty"), ("too short", "the text is too short")],
@@ -191,7 +214,13 @@ def test_a_bad_text_is_reported(tmp_path, capsys, content, message):
     assert message in f"{error.value} {capsys.readouterr().err}"
 
 
-@pytest.mark.parametrize("option", ["--temperature=0", "--hidden=-1", "--steps=x", "--cell=mgu"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--temperature=0", "--hidden=-1", "--steps=x", "--cell=mgu", "--resume=/dev/null"),
+        *("--dropout=1", "--dropout=nan", "--dropout=-1"),
+    ],
+)
 def test_a_bad_setting_is_reported(capsys, option):
     with pytest.raises(SystemExit):
         character_model.main([option])

@@ -63,8 +63,18 @@ def test_correlations_are_of_every_network_and_of_some():
         run_of([[0.1], [0.2]], horizon=(100, 90), decay=(-1, 2), remedy="gru"),
     ]
     rows = remedies.correlations(runs, seed=0)
-    assert [row["networks"] for row in rows] == [4] * 6
+    # All are of one task and one length, which is not said again.
+    assert [(row["runs"], row["networks"]) for row in rows] == [("all runs", 4)] * 2
     assert all(row["Spearman"] == pytest.approx(1) for row in rows)
+    rows = remedies.correlations([*runs, runs[0]._replace(length=50)], seed=0)
+    assert [row["networks"] for row in rows] == [6, 4, 2] * 2
+
+
+def test_an_interval_that_is_not_there_has_its_reason():
+    row = {"Spearman": 0.5, "95% from": 0.25, "to": 0.75}
+    assert remedies.interval_text(row) == "0.25 to 0.75"
+    assert "remedies" in remedies.interval_text(row | {"95% from": np.nan})
+    assert "equal" in remedies.interval_text(dict.fromkeys(row, np.nan))
 
 
 @pytest.mark.slow

@@ -52,6 +52,11 @@ def test_idx_files_are_read_gzipped_or_not(tmp_path, array):
         ("longer", idx(IMAGES) + b"x", "got 41 bytes, wanted 40"),
         ("huge", bytes([0, 0, 8, 2]) + b"\xff" * 8, r"wanted 18446744065119617037 for shape"),
         ("truncated.gz", gzip.compress(idx(IMAGES), mtime=0)[:-9], "truncated.gz: .*ended before"),
+        (
+            "damaged.gz",
+            gzip.compress(idx(IMAGES), mtime=0)[:10] + b"\xff" * 20,
+            "damaged.gz: Error",
+        ),
         ("foreign.gz", idx(IMAGES), "foreign.gz: Not a gzipped file"),
     ],
     # The names alone: an id that holds the bytes would differ where they hold the time of writing.
@@ -83,6 +88,7 @@ def test_mnist_is_found_by_each_of_its_names(tmp_path):
         ({"labels": LABELS[:1]}, "labels of (1,)"),
         ({"labels": LABELS + 3}, "labels from 0 to 9"),
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, "one at least"),
+        ({"images": IMAGES[:, :0]}, "images of shape (2, 0, 4)"),
     ],
 )
 def test_files_that_are_no_mnist_are_reported(tmp_path, capsys, change, message):
@@ -92,6 +98,15 @@ def test_files_that_are_no_mnist_are_reported(tmp_path, capsys, change, message)
     printed = re.sub(r"\s+", " ", capsys.readouterr().err)
     assert f"error: --mnist {tmp_path}" in printed
     assert message in printed
+
+
+def test_images_of_both_parts_are_of_one_size(tmp_path, capsys):
+    write_mnist(tmp_path, parts=["train"])
+    write_mnist(tmp_path, parts=["t10k"], images=IMAGES[:, 1:])
+    with pytest.raises(SystemExit):
+        digits.main(["--mnist", str(tmp_path)])
+    printed = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert "got test images of (2, 4) pixels, wanted (3, 4)" in printed
 
 
 # Digits -----------------------------------------------------------------------------------------
@@ -130,6 +145,14 @@ def test_accuracy_is_counted_over_seeds_with_its_standard_error():
     assert row["standard error"] == pytest.approx(np.sqrt(700 / 3))
     assert (row["lowest"], row["highest"], row["diverged"]) == (40, 90, "1 of 3")
     assert np.isnan(digits.standard_error(accuracies[:1])).all()
+
+
+def test_a_single_seed_has_no_standard_error_in_the_legend():
+    _, test = digits.read_small_digits(0)
+    run = digits.Run("gru", 10, np.array([5, 10]), np.array([[0.5, 0.9]]), 0, 2.0)
+    legend = digits.draw([run], test, order="").axes[1].get_legend()
+    assert legend is not None
+    assert legend.get_texts()[0].get_text() == "GRU: 90.0%"
 
 
 @pytest.mark.slow
