@@ -94,7 +94,10 @@ class Cell(Generic[Params, State]):
         initial_state: `(batch_shape, dtype) -> state`, a pytree of arrays that begin with
             `batch_shape`.
         step: `(params, state, inputs) -> (state, output)` for inputs `(*batch, I)`: any function,
-            or a `Gated`, which engines can speed up.
+            or a `Gated`, which engines can speed up. The new state has the shapes and dtypes of
+            `initial_state`'s. Where the output is a part of the new state return the very array,
+            and not from within `jax.jit` or `jax.checkpoint`, which return copies: by that,
+            wrappers that change the state know to change the output too.
         draw: `(key, shape, dtype) -> noise`, what the steps of a sequence take at random while they
             train: a pytree of floating arrays `(T, *batch, ...)` for `shape = (T, *batch)`. The
             inputs of `step` are then a `NoisyInputs`, unless it evaluates. None for a cell that is
@@ -265,8 +268,9 @@ class Cell(Generic[Params, State]):
             The state after the step and the step's output, for the cells here `(*batch, H)`.
 
         Raises:
-            TypeError: if an argument is of another cell, not floating, or of another dtype.
-            ValueError: if a shape doesn't fit `inputs`.
+            TypeError: if an argument is of another cell, not floating, or of another dtype, or if
+                the cell's own step returns another kind of state than its `initial_state`.
+            ValueError: if a shape doesn't fit `inputs`, or the new state's not the initial one's.
 
         Example:
             >>> import jax, jax.numpy as jnp, jaxrnn
@@ -314,11 +318,11 @@ class Cell(Generic[Params, State]):
 
     def state_spec(self, batch_shape: tuple[int, ...] = (), dtype: Any = jnp.float32) -> PyTree:
         """Return the shapes and dtypes of the state."""
-        return _state_spec(self, tuple(batch_shape), jnp.dtype(dtype))
+        return _state_spec(self, tuple(batch_shape), jnp.dtype(dtype), _x64())
 
     def params_spec(self, input_size: int, dtype: Any = jnp.float32) -> PyTree:
         """Return the shapes and dtypes of the parameters."""
-        return _params_spec(self, input_size, jnp.dtype(dtype))
+        return _params_spec(self, input_size, jnp.dtype(dtype), _x64())
 
     def checked_state(
         self,
@@ -340,14 +344,15 @@ class Cell(Generic[Params, State]):
             The state.
 
         Raises:
-            TypeError: on another structure or dtype.
-            ValueError: on another shape.
+            TypeError: on another structure or dtype, or if the cell's step makes another state.
+            ValueError: on another shape, or if the cell's step makes one.
         """
         features, dtype = inputs.shape[-1], inputs.dtype
         source = f"for {self.name} on inputs of {_check.describe(inputs)}"
         if features < 1:
             raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted at least 1 feature")
         _check.tree("params", params, self.params_spec(features, dtype), source)
+        _check_step(self, features, tuple(batch_shape), dtype, _x64())
         if state is None:
             state = self.initial_state(batch_shape, dtype=dtype, params=params)
         _check.tree("state", state, self.state_spec(batch_shape, dtype), source)
@@ -356,16 +361,51 @@ class Cell(Generic[Params, State]):
 
 
 # What a cell makes is asked of the cell itself, abstractly, so no cell has to describe its shapes.
-# The caches are bounded so that they can't keep every cell that ever was alive.
+# The caches are bounded so that they can't keep every cell that ever was alive, and keyed by
+# whether there are 64 bits, on which the dtype of what has none given depends, such as a counter's.
 @functools.lru_cache(maxsize=1024)
-def _params_spec(cell: Cell, input_size: int, dtype: Any) -> PyTree:
+def _params_spec(cell: Cell, input_size: int, dtype: Any, x64: bool) -> PyTree:
     init = functools.partial(cell.init, input_size=input_size, dtype=dtype)
     return jax.eval_shape(lambda: init(jax.random.key(0)))
 
 
 @functools.lru_cache(maxsize=1024)
-def _state_spec(cell: Cell, batch_shape: tuple[int, ...], dtype: Any) -> PyTree:
-    return jax.eval_shape(lambda: cell._initial_state(batch_shape, dtype))
+def _state_spec(cell: Cell, batch_shape: tuple[int, ...], dtype: Any, x64: bool) -> PyTree:
+    state = jax.eval_shape(lambda: cell._initial_state(batch_shape, dtype))
+    # Not weakly typed, as no state that is carried is.
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+
+
+# What it raises is not cached, so that a step which fails for want of a mapped axis may be tried
+# again where there is one.
+@functools.lru_cache(maxsize=1024)
+def _check_step(
+    cell: Cell, features: int, batch_shape: tuple[int, ...], dtype: Any, x64: bool
+) -> None:
+    """Raise unless the cell's step, in evaluation, makes a state such as its initial one."""
+    state = cell.state_spec(batch_shape, dtype)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if leaf.shape[: len(batch_shape)] != batch_shape:
+            raise ValueError(
+                f"cell: {cell.name}'s initial_state{jax.tree_util.keystr(path)}: got "
+                f"{_check.describe(leaf)}, wanted an array that begins with {batch_shape}"
+            )
+    inputs = jax.ShapeDtypeStruct((*batch_shape, features), dtype)
+    try:
+        returned = jax.eval_shape(cell.advance, cell.params_spec(features, dtype), state, inputs)
+    except Exception as error:
+        error.add_note(f"in the step of {cell.name}, on inputs of {_check.describe(inputs)}")
+        raise
+    if not isinstance(returned, tuple | list) or len(returned) != 2:
+        raise TypeError(
+            f"cell: {cell.name}'s step: got {_check.describe(returned)}, wanted (state, output)"
+        )
+    name = f"cell: {cell.name}'s step: state"
+    _check.tree(name, returned[0], state, "as its initial_state makes")
+
+
+def _x64() -> bool:
+    return jax.config.read("jax_enable_x64")
 
 
 def checked_cell(name: str, value: Any) -> Cell:
@@ -399,5 +439,7 @@ def hidden_part(cell: Any, state: PyTree) -> Any:
 def with_hidden(state: PyTree, new: Any) -> PyTree:
     """Return the state with another hidden state."""
     if hasattr(state, "hidden"):
-        return state._replace(hidden=new)
+        kind: Any = type(state)
+        replace = dataclasses.replace if dataclasses.is_dataclass(kind) else kind._replace
+        return replace(state, hidden=new)
     return jax.tree.unflatten(jax.tree.structure(state), [new])

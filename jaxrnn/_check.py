@@ -187,6 +187,34 @@ def steps(name: str, value: Any, count: int) -> None:
             )
 
 
+def trainable(name: str, value: Any) -> None:
+    """Raise unless `value` is a pytree of floating or complex numbers or arrays of them."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if not jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact):
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)}: got {describe(leaf)}, wanted a floating or "
+                "complex array"
+            )
+
+
+def kept(name: str, value: Any) -> None:
+    """Raise unless JAX keeps what NumPy's arrays in a pytree hold.
+
+    Unless 64 bits are enabled it halves them, which changes floats, and integers that don't fit.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if not isinstance(leaf, np.ndarray | np.generic) or leaf.dtype.kind not in "iufc":
+            continue
+        dtype = jnp.result_type(leaf)
+        fits = leaf.dtype.kind in "iu" and np.array_equal(leaf.astype(dtype), leaf)
+        if dtype != leaf.dtype and not fits:
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)}: got {describe(leaf)}, whose values change as "
+                f"JAX turns it into {dtype} unless you call "
+                "jax.config.update('jax_enable_x64', True) first"
+            )
+
+
 def describe(value: Any) -> str:
     """Say in a few words what a value is: an array's shape and dtype, a pytree's types, a repr."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):

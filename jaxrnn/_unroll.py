@@ -74,7 +74,8 @@ def unroll(
         `return_states` also `states`, a pytree like `state` whose arrays have a time axis.
 
     Raises:
-        TypeError: if an argument is of another kind, dtype or cell.
+        TypeError: if an argument is of another kind, dtype or cell, or if the cell's own step
+            returns another kind of state than its `initial_state`.
         ValueError: if shapes don't fit one another, or a length is below 0 or above T.
 
     Example:
@@ -89,7 +90,7 @@ def unroll(
     if engine is not None:
         checked_engine(engine)
     if compute_dtype is not None:
-        cell = computing_in(cell, _check.float_dtype("compute_dtype", compute_dtype))
+        compute_dtype = _check.float_dtype("compute_dtype", compute_dtype)
     reverse = _check.flag("reverse", reverse)
     return_states = _check.flag("return_states", return_states)
     axes = "(T, *batch, features)"
@@ -100,6 +101,8 @@ def unroll(
         inputs = jnp.moveaxis(inputs, -2, 0)
     batch_shape = inputs.shape[1:-1]
     state = cell.checked_state(params, state, inputs, batch_shape=batch_shape)
+    if compute_dtype is not None:
+        cell = computing_in(cell, compute_dtype)
     noise = cell.noise(inputs, key)
     mask, resets = checked_flags(inputs.shape[:-1], lengths, mask, resets, time_major=time_major)
     if engine is None:

@@ -93,7 +93,7 @@ def unroll_loss(
     if engine is not None:
         checked_engine(engine)
     if compute_dtype is not None:
-        cell = computing_in(cell, _check.float_dtype("compute_dtype", compute_dtype))
+        compute_dtype = _check.float_dtype("compute_dtype", compute_dtype)
     _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
     steps = inputs.shape[0]
     _check.steps("targets", targets, steps)
@@ -102,6 +102,8 @@ def unroll_loss(
     else:
         chunk = checked_chunk(_check.size("chunk", chunk), steps)
     state = cell.checked_state(params, state, inputs, batch_shape=inputs.shape[1:-1])
+    if compute_dtype is not None:
+        cell = computing_in(cell, compute_dtype)
     mask, resets = checked_flags(inputs.shape[:-1], lengths, mask, resets)
     per_step = inputs, cell.noise(inputs, key), mask, resets, targets
 

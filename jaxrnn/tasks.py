@@ -97,7 +97,7 @@ def copy_memory(
 
     Raises:
         TypeError: if a size is not an integer or `key` no key.
-        ValueError: if a size is too small.
+        ValueError: if a size is too small, or there are more symbols than int32 has.
 
     Example:
         >>> import jax, jaxrnn
@@ -113,6 +113,8 @@ def copy_memory(
     batch_size, delay, num_symbols, num_to_copy = _sizes(
         batch_size=batch_size, delay=delay, num_symbols=num_symbols, num_to_copy=num_to_copy
     )
+    if num_symbols > 2**31 - 2:
+        raise ValueError(f"num_symbols: got {num_symbols}, wanted at most {2**31 - 2}, as of int32")
     key = _check.key("key", key)
     symbols = jax.random.randint(key, (num_to_copy, batch_size), 1, num_symbols + 1)
 

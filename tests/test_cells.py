@@ -309,3 +309,79 @@ def test_a_state_of_another_cell(row):
             cell.step(params, wrong, inputs[0])
         with pytest.raises(TypeError, match="params: got tuple"):
             cell.step(tuple(params), state, inputs[0])
+
+
+def zeros(batch_shape, dtype):
+    return jnp.zeros(batch_shape, dtype)
+
+
+def cell_with(step, initial_state=zeros):
+    return jaxrnn.Cell(lambda *a: (), initial_state, step, name="mine")
+
+
+@pytest.mark.parametrize(
+    ("step", "initial_state", "error", "message"),
+    [
+        (
+            lambda p, s, x: (s.astype(jnp.bfloat16), s),
+            zeros,
+            TypeError,
+            r"cell: mine's step: state: got bfloat16\[2\], wanted float32\[2\] as its initial",
+        ),
+        (
+            lambda p, s, x: (s[0], s),
+            zeros,
+            ValueError,
+            r"cell: mine's step: state: got float32\[\], wanted float32\[2\] as its initial_state",
+        ),
+        (lambda p, s, x: ((s,), s), zeros, TypeError, "cell: mine's step: state: got tuple"),
+        (
+            lambda p, s, x: s,
+            zeros,
+            TypeError,
+            r"mine's step: got float32\[2\], wanted \(state, out",
+        ),
+        (
+            lambda p, s, x: (s, s),
+            lambda batch_shape, dtype: {"sum": jnp.zeros(3, dtype)},
+            ValueError,
+            r"mine's initial_state\['sum'\]: got float32\[3\], wanted an array .* with \(2,\)",
+        ),
+    ],
+)
+def test_a_faulty_cell(step, initial_state, error, message):
+    cell, inputs = cell_with(step, initial_state), jnp.ones((T, 2, I))
+    for compute_dtype in (None, None, jnp.bfloat16):  # what is wrong stays so
+        with pytest.raises(error, match=message):
+            jaxrnn.unroll(cell, (), inputs, compute_dtype=compute_dtype)
+    with pytest.raises(error, match=message):
+        cell.step((), None, inputs[0])
+
+
+def test_a_step_that_raises_says_whose_it_is():
+    cell = cell_with(lambda p, s, x: 2 * (np.tanh(s),))
+    with pytest.raises(TypeError, match="traced array") as caught:
+        jaxrnn.unroll(cell, (), jnp.ones((T, 2, I)))
+    assert caught.value.__notes__[-1] == "in the step of mine, on inputs of float32[2, 3]"
+
+
+def test_a_state_of_weak_type_is_as_good_as_one_of_none():
+    cell = cell_with(lambda p, s, x: 2 * (s + x.sum(-1).astype(jnp.bfloat16),), lambda b, _: 0.0)
+    assert jaxrnn.unroll(cell, (), jnp.ones((T, I)), jnp.zeros(()))[0] == T * I
+
+
+def test_a_step_may_need_an_axis_around_it():
+    cell = cell_with(lambda p, s, x: 2 * (jax.lax.psum(s + x.sum(), "here"),))
+    inputs = jnp.ones((2, 1, I))
+    with pytest.raises(NameError, match="here"):
+        jaxrnn.unroll(cell, (), inputs[0])
+    run = jax.vmap(lambda xs: jaxrnn.unroll(cell, (), xs)[0], axis_name="here")
+    np.testing.assert_array_equal(run(inputs), [2 * I, 2 * I])
+
+
+def test_a_counters_dtype_is_that_of_its_time():
+    cell = cell_with(lambda p, s, x: (s + 1, x), lambda batch_shape, _: jnp.zeros(batch_shape, int))
+    inputs: Any = np.ones((T, 2, I), np.float32)
+    assert jaxrnn.unroll(cell, (), inputs)[0].dtype == np.int32
+    with x64():
+        assert jaxrnn.unroll(cell, (), inputs)[0].dtype == np.int64

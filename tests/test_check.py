@@ -230,6 +230,31 @@ def test_trees(value, error, message):
         _check.tree("state", value, want, "for this test")
 
 
+@pytest.mark.parametrize("leaf", [1, True, "a", len, np.ones(2, int), jax.random.key(0)])
+def test_what_cannot_be_trained(leaf):
+    _check.trainable("params", [1.0, 1j, None, np.ones(2, jnp.bfloat16), jnp.ones(2, complex)])
+    with pytest.raises(TypeError, match=r"params\['a'\]: got .*, wanted a floating or complex arr"):
+        _check.trainable("params", {"a": leaf})
+
+
+def test_64_bits_that_are_not_kept():
+    good = np.array([2**31 - 1, -(2**31)]), np.uint64(2**32 - 1), np.zeros((0,), int), "a", 1.0
+    _check.kept("batch", good)
+    for leaf, dtype in (
+        (np.array([2**32 + 1]), "int32"),
+        (np.uint64(2**32), "uint32"),
+        (np.ones(2), "float32"),
+        (np.ones(2, complex), "complex64"),
+    ):
+        message = (
+            rf"batch\[1\]: got {leaf.dtype}\[.*, whose values change as JAX turns it into {dtype}"
+        )
+        with pytest.raises(ValueError, match=message):
+            _check.kept("batch", (1, leaf))
+        with x64():
+            _check.kept("batch", (1, leaf))
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -51,6 +51,10 @@ def equal(a, b):
         np.testing.assert_array_equal(got, wanted)
 
 
+def begun(step, result):
+    pytest.fail("training has begun")
+
+
 def folders(directory):
     return sorted(path.name for path in directory.iterdir())
 
@@ -216,6 +220,52 @@ def test_checkpoints_of_other_programs_are_passed_over_and_stay(tmp_path):
     assert (foreign / "manifest.ocdbt").exists()
 
 
+@pytest.mark.parametrize("name", ["leaves_of_plants", "leaves.txt", "SHA256SUMS.asc"])
+def test_what_is_called_nearly_as_ours_stays(tmp_path, name):
+    (tmp_path / "step_00000004" / name).mkdir(parents=True)
+    _checkpoints.save(jaxrnn.Checkpoints(tmp_path, keep=1), snapshot(1))
+    assert (tmp_path / "step_00000004" / name).exists()
+
+
+def test_stray_files_in_a_checkpoint_do_not_matter(tmp_path, undisturbed):
+    start(tmp_path, steps=4)
+    note = tmp_path / "step_00000004" / "note.txt"
+    note.write_text("the best so far")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        equal(start(tmp_path), undisturbed)
+    assert note.exists()
+
+
+@pytest.mark.parametrize("name", ["default/file", "note.txt"])
+def test_what_stands_in_the_way_is_told_before_training(tmp_path, name):
+    for step in (6, 7):  # at 7 no checkpoint is due
+        path = tmp_path / f"step_{step:08d}" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"theirs")
+    with (
+        pytest.warns(UserWarning, match="passed over"),
+        pytest.raises(FileExistsError, match="step_00000006, which is not of jaxrnn"),
+    ):
+        start(tmp_path, report_every=1, on_report=begun)
+
+
+def test_what_cannot_be_read_is_passed_over(tmp_path, monkeypatch):
+    checkpoints = jaxrnn.Checkpoints(tmp_path)
+    for step in (1, 2):
+        _checkpoints.save(checkpoints, snapshot(step))
+    digests = _checkpoints._digests
+
+    def refuse(folder):
+        if folder.name == "step_00000002":
+            raise PermissionError("not yours")
+        return digests(folder)
+
+    monkeypatch.setattr(_checkpoints, "_digests", refuse)
+    with pytest.warns(UserWarning, match="passed over: its files can't be read: not yours"):
+        equal(_checkpoints.restore(checkpoints, snapshot(0)), snapshot(1))
+
+
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_is_the_run_that_never_was(tmp_path):
     """A real process, and SIGKILL at random moments: at the start, in steps, and in writes."""
@@ -323,6 +373,10 @@ def test_checkpoints_without_orbax(tmp_path, monkeypatch):
     ("arguments", "error", "message"),
     [
         ({"directory": 3}, TypeError, "directory: got int 3, wanted a path"),
+        *[
+            ({"directory": f"a/b{c}/c"}, ValueError, "directory: got .*without any")
+            for c in "[*?\\"
+        ],
         ({"every": 0}, ValueError, "every: got 0"),
         ({"every": 1e3}, TypeError, "every: got float 1000.0"),
         ({"keep": 0}, ValueError, "keep: got 0"),
@@ -332,6 +386,13 @@ def test_checkpoints_without_orbax(tmp_path, monkeypatch):
 def test_bad_input_of_checkpoints(arguments, error, message):
     with pytest.raises(error, match=message):
         jaxrnn.Checkpoints(**{"directory": "runs", **arguments})
+
+
+@pytest.mark.parametrize("directory", ["file", "file/below"])
+def test_a_directory_that_cannot_be_written_to_is_told_before_training(tmp_path, directory):
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(OSError, match=f"checkpoints: got the directory .*{directory}, wanted one"):
+        start(tmp_path / directory, report_every=1, on_report=begun)
 
 
 def test_a_path_alone_is_no_setting_of_fit():

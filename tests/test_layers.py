@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
@@ -372,6 +373,21 @@ def test_bidirectional_draws_each_direction_apart():
     assert (np.asarray(forward) != np.asarray(backward)).all()
 
 
+@pytest.mark.parametrize("return_sequences", [False, True])
+def test_bidirectional_joins_features_of_any_outputs(return_sequences):
+    def cell(output):
+        return jaxrnn.Cell(lambda *a: (), jnp.zeros, lambda _, s, x: (s, output(x)))
+
+    both = functools.partial(jaxrnn.bidirectional, return_sequences=return_sequences)
+    steps, none = ((T,) if return_sequences else ()), ((), ())
+    layer = both(cell(lambda x: {"same": x, "outer": x[..., None] * x[..., None, :]}))
+    _, outputs = apply_spec(layer, none, None, spec(T, B, 3))
+    shapes = {name: leaf.shape for name, leaf in outputs.items()}
+    assert shapes == {"same": (*steps, B, 6), "outer": (*steps, B, 3, 6)}
+    with pytest.raises(ValueError, match=r"outputs of .*, wanted some with features"):
+        apply_spec(both(cell(lambda x: x.sum(-1))), none, None, spec(T, B, 3))
+
+
 def test_bidirectionals_initial_state():
     layer = jaxrnn.bidirectional(jaxrnn.elman(4), jaxrnn.lstm(2))
     forward, backward = layer.initial_state((3,), dtype=jnp.bfloat16)
@@ -550,9 +566,31 @@ def test_a_misspelt_argument_of_serials_apply(layer):
 
 @pytest.mark.parametrize("make", [jaxrnn.rnn, jaxrnn.bidirectional])
 def test_bad_engine(make):
-    layer = make(jaxrnn.gru(3), engine="fast")
     with pytest.raises(TypeError, match="engine: got str 'fast'"):
-        apply_spec(layer, init_spec(layer, 5), None, spec(T, 5))
+        make(jaxrnn.gru(3), engine="fast")
+
+
+@pytest.mark.parametrize("before", [LAST, jaxrnn.serial(LAST, TWO), jaxrnn.residual(LAST)])
+@pytest.mark.parametrize("after", [GRU, BOTH, jaxrnn.serial(DENSE, GRU)])
+def test_serial_refuses_to_take_the_batch_for_time(before, after):
+    message = rf"layers\[2\]: got {re.escape(after.name)}, .* after {re.escape(before.name)}, whose"
+    with pytest.raises(ValueError, match=message):
+        jaxrnn.serial(before, DENSE, after)
+
+
+def test_a_layer_of_your_own_that_carries_a_state_runs_over_time():
+    mine = jaxrnn.Layer(GRU.init, GRU.initial_state, GRU.apply, "mine")
+    with pytest.raises(ValueError, match=r"layers\[1\]: got mine, which runs over time"):
+        jaxrnn.serial(LAST, mine)
+
+
+def test_what_has_outputs_with_a_time_axis():
+    last = jaxrnn.bidirectional(jaxrnn.gru(3), return_sequences=False)
+    for layer in (DENSE, GRU, BOTH, TWO, jaxrnn.serial(GRU, TWO, BOTH)):
+        assert layer.sequences
+        assert jaxrnn.residual(layer).sequences
+    for layer in (LAST, last, jaxrnn.serial(last, TWO), jaxrnn.residual(last)):
+        assert not layer.sequences
 
 
 def test_a_layer_is_frozen_and_named():

@@ -101,3 +101,9 @@ def test_bad_input_of_metrics_writer():
         jaxrnn.metrics_writer(3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"path: got 'curve.txt', wanted it to end in .csv or"):
         jaxrnn.metrics_writer("curve.txt")
+
+
+def test_the_result_of_a_sweep_is_refused(tmp_path):
+    result = jaxrnn.FitResult(None, None, None, *[np.ones((3, 2), np.float32)] * 2)
+    with pytest.raises(ValueError, match=r"result: got losses float32\[3, 2\], wanted .* one run"):
+        jaxrnn.metrics_writer(tmp_path / "curve.csv")(2, result)

@@ -291,6 +291,26 @@ def test_the_last_output_is_that_of_the_last_real_step(reverse):
         np.testing.assert_array_equal(output, wanted)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_last_output_of_any_shape(reverse):
+    def step(params, state, inputs):
+        state = 0.5 * state + inputs.sum(-1)
+        return state, (state, state[..., None, None] * jnp.ones((2, 3)))
+
+    cell = jaxrnn.Cell(lambda *a: (), jnp.zeros, step)
+    layer = jaxrnn.rnn(cell, return_sequences=False, reverse=reverse)
+    inputs = jnp.ones((3, 3, 2))
+    for batch, lengths in ((3, np.array([1, 2, 3])), ((), np.array(2))):
+        of_batch = inputs if batch else inputs[:, 0]
+        _, (plain, matrix) = layer.apply((), None, of_batch, lengths=lengths)
+        wanted = np.array([2, 3, 3.5])[lengths - 1]
+        np.testing.assert_array_equal(plain, wanted)
+        np.testing.assert_array_equal(matrix, wanted[..., None, None] * np.ones((2, 3)))
+    _, (plain, matrix) = layer.apply((), None, inputs)
+    assert (plain == 3.5).all()
+    assert matrix.shape == (3, 2, 3)
+
+
 @pytest.mark.usefixtures("float64")
 @pytest.mark.slow
 def test_a_stack_hands_lengths_on():

@@ -11,7 +11,7 @@ import pytest
 
 import jaxrnn
 from tests.problems import drawn
-from tests.tolerances import FLOAT32
+from tests.tolerances import FLOAT32, x64
 
 KEY = jax.random.key(0)
 untyped: Any = jaxrnn
@@ -152,6 +152,19 @@ def test_a_gru_learns_the_same_in_a_sweep():
     np.testing.assert_allclose(result.losses[1], wanted.losses, rtol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_dtypes_other_than_the_default(dtype):
+    def setup(start, key):
+        return lambda params, batch, key: jnp.square(params - batch), start, optax.sgd(0.1)
+
+    with x64():
+        starts, data = jnp.array([0.5, 2.0], dtype), jnp.array([1.0, 3.0], dtype)
+        result = jaxrnn.sweep(setup, starts, data, steps=3, key=KEY)
+        wanted = alone(setup, starts[1], data, KEY, steps=3)
+    assert result.params.dtype == result.losses.dtype == dtype
+    jax.tree.map(np.testing.assert_array_equal, member(result, 1), wanted)
+
+
 def test_setup_is_traced_as_often_for_many_steps_as_for_few():
     counts = []
     for steps in (3, 50):
@@ -217,6 +230,10 @@ def test_a_member_that_diverges_stops_and_harms_no_other(report_every):
         ({"clip_norm": -1.0}, ValueError, "clip_norm: got -1.0"),
         ({"on_report": 1}, TypeError, "on_report: got int 1"),
         ({"batches": ()}, TypeError, "batches: got tuple"),
+        ({"batches": np.ones((1, 1))}, ValueError, r"batches: got float64\[1, 1\], whose values"),
+        ({"carry": np.ones(1)}, ValueError, r"carry: got float64\[1\], whose values change"),
+        ({"setup": lambda s, key: (loss, 1, optax.sgd(s))}, TypeError, "params: got int 1, wanted"),
+        ({"setup": lambda s, key: (loss, 1.0, None)}, TypeError, "optimizer: got NoneType"),
         ({"progress": 1}, TypeError, "progress: got int 1"),
     ],
 )

@@ -255,6 +255,13 @@ def test_bad_sizes(task, least):
                 task(**{**least, name: wrong})
 
 
+@pytest.mark.parametrize("num_symbols", [2**31 - 1, 10**400])
+def test_more_symbols_than_integers(num_symbols):
+    tasks.copy_memory(KEY, 1, 1, num_symbols=2**31 - 2)
+    with pytest.raises(ValueError, match=r"num_symbols: got .*, wanted at most 2147483646"):
+        tasks.copy_memory(KEY, 1, 1, num_symbols=num_symbols)
+
+
 @each_task
 @pytest.mark.parametrize(
     ("key", "error"), [(0, TypeError), (None, TypeError), (jax.random.split(KEY), ValueError)]

@@ -200,6 +200,25 @@ def test_dtypes_are_kept(dtype):
     assert metrics.loss.dtype == dtype
 
 
+@pytest.mark.parametrize(("dtype", "slope"), [("float16", 1e-4), ("float16", 300), ("bfloat16", 3)])
+def test_the_norm_of_16_bits_is_measured_in_32(dtype, slope):
+    step = jaxrnn.train_step(lambda params, batch, key: (params * batch).sum(), optax.sgd(1.0))
+    state = jaxrnn.init_train_state(jnp.zeros(100, dtype), optax.sgd(1.0))
+    batch = jnp.array(slope, dtype)
+    new, metrics = step(state, batch, KEY)
+    np.testing.assert_allclose(metrics.gradient_norm, 10 * np.float32(batch), rtol=1e-6)
+    equal(new.params, jnp.full(100, -batch))
+
+
+def test_complex_parameters_go_down_in_every_direction():
+    def length(params, batch, key):
+        return jnp.sum(jnp.abs(params) ** 2)
+
+    params, optimizer = jnp.array([1.0 + 1.0j]), optax.sgd(0.05)
+    result = jaxrnn.fit(length, params, optimizer, jnp.ones(2), steps=400, key=KEY)
+    np.testing.assert_allclose(result.params, 0, atol=1e-6)
+
+
 # The carry --------------------------------------------------------------------------------------
 
 
@@ -490,7 +509,14 @@ def test_an_lstm_learns_the_adding_problem():
         ({"loss": lambda params, batch, key: 1}, TypeError, "loss: returned int 1, wanted a fl"),
         ({"optimizer": "adam"}, TypeError, "optimizer: got str 'adam', wanted one of optax's"),
         ({"optimizer": optax.adam}, TypeError, "optimizer: got function"),
+        ({"params": {"n": np.int32(1)}}, TypeError, r"params\['n'\]: got int32\[\], wanted a fl"),
+        ({"params": (1.0, True)}, TypeError, r"params\[1\]: got bool True"),
+        ({"params": "gru"}, TypeError, "params: got str 'gru'"),
+        ({"params": np.ones(2)}, ValueError, r"params: got float64\[2\], whose values change"),
+        ({"carry": [np.ones(2)]}, ValueError, r"carry\[0\]: got float64\[2\]"),
+        ({"batches": np.array([2**32 + 1])}, ValueError, r"batches: got int64\[1\]"),
         ({"clip_norm": 0}, ValueError, "clip_norm: got 0"),
+        ({"clip_norm": 1e-50}, ValueError, "clip_norm: got 1e-50, wanted more"),
         ({"clip_norm": -1.0}, ValueError, "clip_norm: got -1.0"),
         ({"clip_norm": float("nan")}, ValueError, "clip_norm: got nan"),
         ({"clip_norm": float("inf")}, ValueError, "clip_norm: got inf"),
@@ -561,3 +587,9 @@ def test_bad_input_of_train_step(arguments, error, message):
         jaxrnn.train_step(*arguments)
     with pytest.raises(ValueError, match="clip_norm: got 0"):
         jaxrnn.train_step(square, optax.sgd(0.1), clip_norm=0.0)
+
+
+@pytest.mark.parametrize("optimizer", [None, optax.sgd, PARAMS])
+def test_bad_input_of_init_train_state(optimizer):
+    with pytest.raises(TypeError, match=r"optimizer: got .*, wanted one of optax's"):
+        jaxrnn.init_train_state(optax.sgd(0.1), optimizer)

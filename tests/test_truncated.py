@@ -1,5 +1,6 @@
 """Truncated backpropagation: against NumPy window by window, the full gradient, and its memory."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -17,6 +18,8 @@ from tests.tolerances import FLOAT64
 H, T, B = 3, 12, 2
 KEY = jax.random.key(0)
 untyped: Any = jaxrnn
+# One that gives its last output alone.
+LAST = jaxrnn.rnn(jaxrnn.gru(H), return_sequences=False)
 
 
 def squared_error(outputs, targets):
@@ -284,8 +287,10 @@ def test_fit_trains_window_by_window_with_overlap():
     ("change", "error", "message"),
     [
         ({"model": jaxrnn.gru(H)}, TypeError, "model: got Cell.*wanted a jaxrnn.Layer"),
+        # With k1 steps of k1 sequences, outputs have the shape of those of one step each.
+        ({"model": LAST, "k1": B}, ValueError, "model: got .*wanted one that gives an output for"),
         (
-            {"model": jaxrnn.rnn(jaxrnn.gru(H), return_sequences=False), "k1": 4},
+            {"model": dataclasses.replace(LAST, sequences=True), "k1": 4},
             ValueError,
             "outputs of model: got .* wanted an array of 4 steps",
         ),
@@ -303,6 +308,14 @@ def test_fit_trains_window_by_window_with_overlap():
             ValueError,
             r"model: got Layer\(serial\(2 layers\)\), wanted one that streams",
         ),
+        (
+            {"model": dataclasses.replace(jaxrnn.rnn(jaxrnn.gru(H)), ragged=False), "k2": 3},
+            ValueError,
+            "model: got .*, which has a state and heeds no mask",
+        ),
+        ({"inputs": np.ones((T, B, 3))}, ValueError, r"inputs: got float64\[12, 2, 3\], whose val"),
+        ({"params": np.ones(3)}, ValueError, r"params: got float64\[3\], whose values change"),
+        ({"targets": np.ones((T, B, H))}, ValueError, r"targets: got float64\[12, 2, 3\], whose"),
         ({"loss": "mse"}, TypeError, "loss: got str 'mse'"),
         ({"loss": lambda outputs, targets: outputs}, TypeError, "loss: returned float32"),
         ({"k1": 0}, ValueError, "k1: got 0"),
@@ -338,11 +351,37 @@ def test_bad_input(change, error, message):
         untyped.truncated_gradient(**arguments)
 
 
+MODEL = jaxrnn.rnn(jaxrnn.elman(3))
+
+
+@pytest.mark.parametrize("inputs", [None, 1.0, jnp.ones(())])
+def test_bad_input_of_initial_carry(inputs):
+    loss: Any = jaxrnn.truncated_loss(MODEL, squared_error, k1=2)
+    with pytest.raises(TypeError, match=r"inputs: got .*, wanted an array \(T, \*batch, \.\.\.\)"):
+        loss.initial_carry(inputs)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"carry": None}, TypeError, "carry: got tuple.*wanted what initial_carry returns"),
         ({"carry": jnp.ones(3)}, TypeError, r"carry: got float32\[3\], wanted what initial_carry"),
+        *[
+            (
+                {
+                    "carry": jaxrnn.truncated_loss(MODEL, squared_error, k1=2, k2=k2).initial_carry(
+                        x
+                    )
+                },
+                ValueError,
+                r"carry.inputs: got .*, wanted float32\[1, 2, 3\] for the k2 - k1 = 1 steps before",
+            )
+            for k2, x in [
+                (4, jnp.ones((2, B, 3))),
+                (3, jnp.ones((2, B + 1, 3))),
+                (3, jnp.ones((4, 2, B, 3))),
+            ]
+        ],
         ({"batches": jnp.ones((4, 2, B, 3))}, TypeError, "batch: got float32"),
         ({"batches": 2 * (jnp.ones((4, 3, B, 3)),)}, ValueError, "inputs: .* wanted k1=2 steps"),
         ({"batches": 3 * (jnp.ones((4, 2, B, 3)),)}, TypeError, r"flags: got float32.* a dict of"),
@@ -359,8 +398,7 @@ def test_bad_input(change, error, message):
     ],
 )
 def test_bad_input_in_fit(change, error, message):
-    model = jaxrnn.rnn(jaxrnn.elman(3))
-    loss = jaxrnn.truncated_loss(model, squared_error, k1=2, k2=3)
+    loss = jaxrnn.truncated_loss(MODEL, squared_error, k1=2, k2=3)
     batches = 2 * (jnp.ones((4, 2, B, 3)),)
     carry = loss.initial_carry(batches[0][0])
     arguments = {"carry": carry, "batches": batches, "steps": 2, "key": KEY, **change}

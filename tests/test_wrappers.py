@@ -3,6 +3,7 @@
 In evaluation they are rows of the table of cells, and tested wherever cells are.
 """
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -518,6 +519,85 @@ def test_the_output_is_the_changed_state_where_it_is_a_part_of_it():
         state, got = jaxrnn.zoneout(cell_with(output), 0.25).step((), None, ones)
         assert state == 0.75
         assert got == wanted
+
+
+class Counting(NamedTuple):
+    count: Any
+    wide: Any
+    narrow: Any
+
+
+def counting():
+    """A cell with a counter, and floating parts of two dtypes in its state."""
+
+    def initial_state(batch_shape, dtype):
+        zeros = functools.partial(jnp.zeros, batch_shape)
+        return Counting(zeros(jnp.int32), zeros(dtype), zeros(jnp.bfloat16))
+
+    def step(params, state, inputs):
+        total = inputs.sum(-1)
+        narrow = state.narrow + total.astype(jnp.bfloat16)
+        new = Counting(state.count + 1, state.wide + total, narrow)
+        return new, (new.wide, total.astype(jnp.bfloat16))
+
+    return jaxrnn.Cell(lambda *a: (), initial_state, step, name="counting")
+
+
+@pytest.mark.parametrize("wrap", [jaxrnn.zoneout, jaxrnn.state_noise])
+@pytest.mark.parametrize("key", [None, KEY])
+def test_what_changes_the_state_leaves_counters_and_dtypes(wrap, key):
+    inputs = jnp.ones((T, B, 2))
+    cell = wrap(counting(), 0.3)
+    state, (wide, _) = jaxrnn.unroll(cell, (), inputs, key=key)
+    np.testing.assert_array_equal(state.count, [T] * B)
+    np.testing.assert_array_equal(state.wide, wide[-1])
+    assert [leaf.dtype for leaf in state] == [np.int32, np.float32, jnp.bfloat16]
+    if key is not None or wrap is jaxrnn.zoneout:
+        assert (np.asarray(state.wide) != 2 * T).any()
+    cell = wrap(counting(), Counting(0, 0.3, 0.3))
+    again, _ = jaxrnn.unroll(cell, (), inputs, key=key)
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+    with pytest.raises(ValueError, match=r"\.count: got 0.3, wanted 0 for a part of dtype int32"):
+        wrap(counting(), Counting(0.3, 0.3, 0.3))
+
+
+@pytest.mark.usefixtures("float64")
+def test_compute_dtype_leaves_each_dtype():
+    inputs = jnp.ones((T, B, 2), jnp.float64)
+    wanted = jaxrnn.unroll(counting(), (), inputs)
+    got = jaxrnn.unroll(counting(), (), inputs, compute_dtype=jnp.float16)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class HiddenAndMore:
+    """A state that is a dataclass."""
+
+    hidden: Any
+    more: Any
+
+
+def test_recurrent_dropout_of_a_dataclass():
+    elman = jaxrnn.elman(H)
+    gated: Any = elman.structure
+
+    def activate(params, state, *others):
+        new, output = gated.activate(params, None, *others)
+        return HiddenAndMore(new.hidden, state.more), output
+
+    step = dataclasses.replace(gated, activate=activate)
+    cell = elman.replace(
+        initial_state=lambda *a: HiddenAndMore(jnp.zeros((*a[0], H)), jnp.zeros(a[0])), step=step
+    )
+    params, inputs, state = problem(elman)
+    _, wanted = jaxrnn.unroll(jaxrnn.recurrent_dropout(elman, 0.5), params, inputs, state, key=KEY)
+    state = HiddenAndMore(state.hidden, jnp.zeros(inputs.shape[1:-1]))
+    cell = jaxrnn.recurrent_dropout(cell, 0.5)
+    _, outputs = jaxrnn.unroll(cell, params, inputs, state, key=KEY)
+    np.testing.assert_allclose(outputs, wanted, **FLOAT32)
 
 
 def test_your_own_cell_may_draw():

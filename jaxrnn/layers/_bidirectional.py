@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
@@ -42,7 +42,7 @@ def bidirectional(
 
     Raises:
         TypeError: if a setting is of the wrong kind; in `apply` as `unroll` does.
-        ValueError: in `apply` as `unroll` does.
+        ValueError: in `apply` as `unroll` does, and if a cell's outputs have no features.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -85,7 +85,7 @@ def bidirectional(
 
     def apply(
         params: Any, state: Any, inputs: Float[Array, "T *batch I"], *, key=None, **ragged: Any
-    ) -> tuple[Any, Float[Array, "..."]]:
+    ) -> tuple[Any, PyTree]:
         _check.entries("params", params, 2)
         if state is None:
             state = (None, None)
@@ -98,7 +98,18 @@ def bidirectional(
             for direction, p, s, k in zip(directions, params, state, keys, strict=True)
         ]
         (forward_state, forwards), (backward_state, backwards) = runs
-        return (forward_state, backward_state), jnp.concatenate([forwards, backwards], axis=-1)
+
+        def side_by_side(*both: Array) -> Array:
+            # Without features of their own, outputs would be joined along the batch.
+            if min(leaf.ndim for leaf in both) < inputs.ndim - (not return_sequences):
+                raise ValueError(
+                    f"cell: got {name} with outputs of {_check.describe(both)} for inputs of "
+                    f"{_check.describe(inputs)}, wanted some with features to put side by side"
+                )
+            return jnp.concatenate(both, axis=-1)
+
+        outputs = jax.tree.map(side_by_side, forwards, backwards)
+        return (forward_state, backward_state), outputs
 
     def output_size_of_both(params: Any, input_size: int, dtype: Any) -> int:
         return sum(
@@ -114,5 +125,6 @@ def bidirectional(
         name,
         ragged=True,
         streams=False,
+        sequences=return_sequences,
         output_size=output_size_of_both,
     )

@@ -32,6 +32,8 @@ class Layer:
             inside; what acts on each step by itself has no need of them.
         streams: whether the sequence may come in windows; not so if anything in the layer runs from
             the last step to the first.
+        sequences: whether outputs have a time axis where inputs have one; not so if only the last
+            output is returned.
         output_size: `(params, input_size, dtype) -> O`, the number of features of the outputs. None
             has it found by `apply`, abstractly and on a single step.
 
@@ -55,6 +57,7 @@ class Layer:
     name: str = "layer"
     ragged: bool = False
     streams: bool = True
+    sequences: bool = True
     output_size: Callable[..., int] | None = None
 
     def __repr__(self) -> str:

@@ -20,6 +20,9 @@ def residual(layer: Layer | Cell) -> Layer | Cell:
 
         outputs = inputs + layer(inputs)
 
+    With `lengths` or `mask` the outputs of padding are what stands in it, as it is added to the
+    layer's zeros: to have zeros there, use `rnn(residual(cell))`.
+
     Args:
         layer: a layer or cell whose outputs have the shape of its inputs; params and state are its
             own.

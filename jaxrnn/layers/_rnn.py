@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
 from jaxrnn._ragged import real_steps
 from jaxrnn._unroll import unroll
+from jaxrnn.engines import checked_engine
 from jaxrnn.layers._layer import Layer
 
 
@@ -54,6 +55,8 @@ def rnn(
         compute_dtype = _check.float_dtype("compute_dtype", compute_dtype)
     reverse = _check.flag("reverse", reverse)
     return_sequences = _check.flag("return_sequences", return_sequences)
+    if engine is not None:
+        checked_engine(engine)
 
     def apply(
         params: Any,
@@ -65,7 +68,7 @@ def rnn(
         lengths: Int[Array, "*batch"] | None = None,
         mask: Bool[Array, "T *batch"] | None = None,
         resets: Bool[Array, "T *batch"] | None = None,
-    ) -> tuple[Any, Float[Array, "..."]]:
+    ) -> tuple[Any, PyTree]:
         state, outputs = unroll(
             cell,
             params,
@@ -81,7 +84,7 @@ def rnn(
         )
         if return_sequences:
             return state, outputs
-        return state, _last_output(outputs, lengths, mask, reverse=reverse)
+        return state, _last_output(outputs, inputs.shape[:-1], lengths, mask, reverse=reverse)
 
     # Of the cell itself: an engine may want more than one step, or more than one sequence.
     def output_size(params: Any, input_size: int, dtype: Any) -> int:
@@ -100,24 +103,34 @@ def rnn(
         f"rnn({cell.name})",
         ragged=True,
         streams=not reverse,
+        sequences=return_sequences,
         output_size=output_size,
     )
 
 
 def _last_output(
-    outputs: Float[Array, "T *batch H"],
+    outputs: PyTree,
+    shape: tuple[int, ...],
     lengths: Int[Array, "*batch"] | None,
     mask: Bool[Array, "T *batch"] | None,
     *,
     reverse: bool,
-) -> Float[Array, "*batch H"]:
-    """Return the output of the step that was run last, of each sequence's real ones."""
-    steps = outputs.shape[0]
+) -> PyTree:
+    """Return the output of the step that was run last, of each sequence's real ones.
+
+    Outputs are a pytree of arrays that begin with `shape`, `(T, *batch)`.
+    """
+    steps = shape[0]
     if steps == 0:
         raise ValueError("inputs: got 0 steps, wanted at least 1, as only the last is returned")
     if lengths is None and mask is None:
-        return outputs[0 if reverse else -1]
-    real = real_steps(outputs.shape[:-1], lengths, mask)
+        return jax.tree.map(lambda leaf: leaf[0 if reverse else -1], outputs)
+    real = real_steps(shape, lengths, mask)
     # The first real step, or the last. A sequence without any has outputs of zero everywhere.
     last = jnp.argmax(real, axis=0) if reverse else steps - 1 - jnp.argmax(real[::-1], axis=0)
-    return jnp.take_along_axis(outputs, last[None, ..., None], axis=0)[0]
+
+    def of_leaf(leaf: Array) -> Array:
+        index = jnp.expand_dims(last, (0, *range(len(shape), leaf.ndim)))
+        return jnp.take_along_axis(leaf, index, axis=0)[0]
+
+    return jax.tree.map(of_leaf, outputs)

@@ -24,7 +24,8 @@ def serial(*layers: Layer) -> Layer:
 
     Raises:
         TypeError: if one of `layers` is not a Layer, or none is given.
-        ValueError: in `init` and `apply`, whatever a layer raises; a note says which one.
+        ValueError: if a layer which returns the last output alone comes before one that runs over
+            time; in `init` and `apply`, whatever a layer raises; a note says which one.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -43,6 +44,12 @@ def serial(*layers: Layer) -> Layer:
     for number, layer in enumerate(layers):
         if not isinstance(layer, Layer):
             raise TypeError(f"layers[{number}]: got {_check.describe(layer)}, wanted a Layer")
+        last = next((before for before in layers[:number] if not before.sequences), None)
+        if last is not None and _runs_over_time(layer):
+            raise ValueError(
+                f"layers[{number}]: got {layer.name}, which runs over time, after {last.name}, "
+                "whose outputs have no time axis, wanted return_sequences=True before it"
+            )
 
     def init(key, input_size: int | None = None, *, dtype: Any = jnp.float32) -> tuple[Any, ...]:
         params = []
@@ -100,10 +107,16 @@ def serial(*layers: Layer) -> Layer:
         initial_state,
         apply,
         name,
-        ragged=True,
+        ragged=any(layer.ragged for layer in layers),
         streams=all(layer.streams for layer in layers),
+        sequences=all(layer.sequences for layer in layers),
         output_size=output_size_of_stack,
     )
+
+
+def _runs_over_time(layer: Layer) -> bool:
+    """Return whether a layer unrolls a cell, or carries a state from step to step by itself."""
+    return layer.ragged or bool(jax.tree.leaves(jax.eval_shape(layer.initial_state)))
 
 
 @contextlib.contextmanager

@@ -64,4 +64,5 @@ def _count(batches: PyTree) -> Int[np.ndarray, ""]:
     lengths = {jnp.shape(leaf)[0] for leaf in leaves}
     if len(lengths) > 1 or 0 in lengths:
         raise ValueError(f"batches: got arrays of {sorted(lengths)} batches, wanted one number > 0")
+    _check.kept("batches", batches)
     return np.asarray(lengths.pop(), np.int32)

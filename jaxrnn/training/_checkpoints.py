@@ -9,7 +9,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +26,8 @@ from jaxrnn import _check
 from jaxrnn.training._step import Metrics, TrainState
 
 _LEAVES, _NAMES, _DIGESTS = "leaves", "leaves.json", "SHA256SUMS"
+# With what stands there while they are written.
+_OURS = re.compile(r"leaves(\.json|\.orbax-checkpoint-tmp.*)?|SHA256SUMS(\.unfinished)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Checkpoints:
     A run that was killed, at any moment, and started again in the same way returns to the last bit
     what it would have returned. A checkpoint that is damaged, or whose writing was cut off, is
     passed over with a warning, and so is a folder of another program, which is never removed.
+    If such a folder has the name of a checkpoint to come, that is an error before training starts.
     One of another run, with other parameters, optimizer state, carry, key or number of batches, is
     an error that names the first leaf that is different; what a loss or an optimizer computes is
     not in a checkpoint. It needs Orbax: `pip install "jaxrnn[checkpoints]"`.
@@ -43,14 +48,15 @@ class Checkpoints:
 
     Args:
         directory: where to write, a folder for each checkpoint. `sha256sum -c SHA256SUMS` checks
-            one.
+            one. Other files in such a folder don't matter, but it is no longer removed then.
         every: how many steps lie between checkpoints. There is another after the last step.
         keep: how many whole checkpoints stay; older ones are removed. With 2 there is one to go
             back to if the newest gets damaged.
 
     Raises:
         TypeError: if the directory is no path, or a number no integer.
-        ValueError: if a number is below 1.
+        ValueError: if a number is below 1, or the directory's path has a `[`, `*`, `?` or backslash
+            in it.
 
     Example:
         >>> import jaxrnn
@@ -65,6 +71,12 @@ class Checkpoints:
     def __post_init__(self) -> None:
         if not isinstance(self.directory, str | os.PathLike):
             raise TypeError(f"directory: got {_check.describe(self.directory)}, wanted a path")
+        path = Path(self.directory).absolute().as_posix()
+        if any(character in path for character in "[*?\\"):
+            raise ValueError(
+                f"directory: got {path!r}, wanted a path without any of [ * ? \\, which "
+                "TensorStore takes for a pattern"
+            )
         _check.size("every", self.every)
         _check.size("keep", self.keep)
 
@@ -129,6 +141,35 @@ def restore(checkpoints: Checkpoints, start: Snapshot) -> Snapshot:
     return found
 
 
+def check_writable(checkpoints: Checkpoints, done: int, steps: int) -> None:
+    """Raise now, not after many steps, if checkpoints of the steps to come can't be written.
+
+    Args:
+        checkpoints: where to write them, and when.
+        done: how many steps have been made.
+        steps: how many there will be.
+
+    Raises:
+        OSError: if the directory can't be written to, or a folder of another program is in the way.
+    """
+    if jax.process_index() != 0:
+        return
+    directory = Path(checkpoints.directory).absolute()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"checkpoints: got the directory {directory}, wanted one to write to: {error}"
+        ) from error
+    for path in _numbered(directory):
+        step = _step(path)
+        due = done < step <= steps and (step % checkpoints.every == 0 or step == steps)
+        if due and path == _folder(directory, step):
+            _check_free(path)
+
+
 def _orbax_checkpointer() -> Any:
     """Return Orbax's plain checkpointer, which waits for nobody: one process writes, each reads."""
     try:
@@ -145,11 +186,7 @@ def _orbax_checkpointer() -> Any:
 
 
 def _write(folder: Path, arrays: dict[str, np.ndarray], described: dict[str, str]) -> None:
-    if folder.exists() and not _is_ours(folder):
-        raise FileExistsError(
-            f"checkpoints: got a directory with {folder}, which is not of jaxrnn, wanted one for "
-            "its checkpoints alone"
-        )
+    _check_free(folder)
     _remove(folder)
     folder.mkdir(parents=True)
     with _orbax_checkpointer() as orbax:
@@ -185,19 +222,20 @@ def _load(folder: Path, start: Snapshot) -> Snapshot:
 
 def _damage(folder: Path) -> str | None:
     """Say why a checkpoint isn't whole, or None if it is."""
-    if not _is_ours(folder):
-        return "it is not of jaxrnn"
-    if not (folder / _DIGESTS).exists():
-        return "its writing was cut off"
-    lines = (folder / _DIGESTS).read_text(errors="replace").splitlines()
+    if not os.path.exists(folder / _DIGESTS):  # Path's own raises where one may not look
+        return "its writing was cut off" if _is_ours(folder) else "it is not of jaxrnn"
+    try:
+        lines = (folder / _DIGESTS).read_text(errors="replace").splitlines()
+        got = _digests(folder)
+    except PermissionError as error:
+        return f"its files can't be read: {error}"
     wanted = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    got = _digests(folder)
     damaged = sorted(name for name in {*got, *wanted} if got.get(name) != wanted.get(name))
     return f"its file {damaged[0]!r} is damaged" if damaged else None
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file of a checkpoint but that of the digests."""
+    """Return the SHA-256 of every file of a checkpoint but that of the digests, and of no other."""
 
     def digest(path):
         with path.open("rb") as file:
@@ -205,8 +243,8 @@ def _digests(folder: Path) -> dict[str, str]:
 
     return {
         path.relative_to(folder).as_posix(): digest(path)
-        for path in folder.rglob("*")
-        if path.is_file() and not path.name.startswith(_DIGESTS)
+        for path in [folder / _NAMES, *(folder / _LEAVES).rglob("*")]
+        if path.is_file()
     }
 
 
@@ -220,15 +258,30 @@ def _step(folder: Path) -> int:
 
 def _folders(directory: Path) -> list[Path]:
     """Return the folders of checkpoints, whole or not, the newest last."""
-    folders = directory.glob("step_*")
-    numbered = (path for path in folders if path.name.removeprefix("step_").isdecimal())
-    return sorted((path for path in numbered if path.is_dir()), key=_step)
+    return sorted((path for path in _numbered(directory) if path.is_dir()), key=_step)
+
+
+def _numbered(directory: Path) -> list[Path]:
+    """Return whatever is called as a checkpoint is."""
+    paths = directory.glob("step_*")
+    return [path for path in paths if path.name.removeprefix("step_").isdecimal()]
 
 
 def _is_ours(folder: Path) -> bool:
     """Say whether a folder has nothing but what is written here: others' are never removed."""
-    names = (path.name for path in folder.iterdir())
-    return all(name.startswith((_LEAVES, _DIGESTS)) for name in names)
+    try:
+        return all(_OURS.fullmatch(name) for name in os.listdir(folder))
+    except OSError:  # a file, or a folder that nobody may look into
+        return False
+
+
+def _check_free(folder: Path) -> None:
+    """Raise if what can't be removed has the name of a checkpoint that is to be written."""
+    if folder.exists() and not _is_ours(folder):
+        raise FileExistsError(
+            f"checkpoints: got a directory with {folder}, which is not of jaxrnn or has other "
+            "files in it, wanted one for its checkpoints alone"
+        )
 
 
 def _remove(folder: Path) -> None:

@@ -12,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
 from jaxrnn.training._batches import Batches, make_batches
-from jaxrnn.training._checkpoints import Checkpoints, Snapshot, restore, save
+from jaxrnn.training._checkpoints import Checkpoints, Snapshot, check_writable, restore, save
 from jaxrnn.training._non_finite import first_bad_leaf, non_finite_error, settle
 from jaxrnn.training._progress import progress_bar
 from jaxrnn.training._result import FitResult
@@ -84,10 +84,12 @@ def fit(
         NonFiniteError: at the first step whose loss, gradient or update is not finite and not
             skipped. That update is not made, and what was reached before it is in the error's
             `result`. The error names the step, and what went bad first.
-        TypeError: if a setting is of the wrong kind, or the loss no scalar, as in `train_step`.
-        ValueError: if a setting is out of range, `batches` has no batch or uneven arrays, or the
-            newest checkpoint is of another run or of a later step, or a batch can't be divided as
-            `sharding` says.
+        TypeError: if a setting is of the wrong kind, a parameter no floating or complex array, or
+            the loss no scalar, as in `train_step`.
+        ValueError: if a setting is out of range, `batches` has no batch or uneven arrays, or JAX
+            would narrow an array of NumPy's 64 bits and change it, or the newest checkpoint is of
+            another run or of a later step, or a batch can't be divided as `sharding` says.
+        OSError: if checkpoints can't be written to their directory, which is tried first.
         ImportError: if `progress` is True and tqdm is not installed, or checkpoints are asked for
             and Orbax is not.
 
@@ -126,6 +128,8 @@ def fit(
     total = int(now.state.step)
     if total > steps:
         raise ValueError(f"steps: got {steps}, wanted {total} or more, as in the newest checkpoint")
+    if checkpoints is not None and total < steps:
+        check_writable(checkpoints, total, steps)
 
     everywhere = functools.partial(put_everywhere, shardings=source.shardings)
     key, now = everywhere(key), now._replace(state=everywhere(now.state))

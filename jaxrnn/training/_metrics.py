@@ -31,7 +31,7 @@ def metrics_writer(path: str | os.PathLike[str]) -> Callable[[int, FitResult], N
 
     Raises:
         TypeError: if the path is no path.
-        ValueError: if it ends in anything else.
+        ValueError: if it ends in anything else; in a report, if the result is a sweep's.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn, optax, pathlib, tempfile
@@ -58,6 +58,11 @@ def metrics_writer(path: str | os.PathLike[str]) -> Callable[[int, FitResult], N
 
     def write(step: int, result: FitResult) -> None:
         nonlocal written
+        if np.ndim(result.losses) != 1:
+            raise ValueError(
+                f"result: got losses {_check.describe(result.losses)}, wanted those of one run, "
+                "not of a sweep"
+            )
         if jax.process_index() != 0:
             return
         rows = "".join(

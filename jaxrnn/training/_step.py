@@ -42,6 +42,9 @@ def train_step(
 
     It is a pure function of `(train_state, batch, key)`: scan it, or `vmap` it over seeds.
 
+    The gradient of complex parameters is conjugated, so that it points up the loss, where JAX's
+    doesn't. The norm is measured in float32 at least.
+
     Args:
         loss: `(params, batch, key) -> scalar`, or with a carry in the train state
             `(params, carry, batch, key) -> (scalar, carry)`. A carry, such as a recurrent state,
@@ -57,7 +60,8 @@ def train_step(
     Raises:
         TypeError: if a setting is of the wrong kind; in a step, if the loss returns no scalar, or
             a carry unlike the one it was given.
-        ValueError: if `clip_norm` is not above 0; in a step, if the carry's shape changes.
+        ValueError: if `clip_norm` is not above 0 in float32; in a step, if the carry's shape
+            changes.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn, optax
@@ -84,11 +88,19 @@ def init_train_state(
     Returns:
         The train state, at step 0.
 
+    Raises:
+        TypeError: if the optimizer is none of optax's, or a parameter no floating or complex array.
+        ValueError: if JAX would narrow an array of NumPy's 64 bits and change it.
+
     Example:
         >>> import jax.numpy as jnp, jaxrnn, optax
         >>> int(jaxrnn.init_train_state(jnp.zeros(3), optax.adam(1e-3)).step)
         0
     """
+    _check_optimizer(optimizer)
+    _check.trainable("params", params)
+    _check.kept("params", params)
+    _check.kept("carry", carry)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry)
 
 
@@ -96,16 +108,17 @@ def _train_step(loss, optimizer, clip_norm):
     import optax
 
     _check.function("loss", loss)
-    if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
-        raise TypeError(f"optimizer: got {_check.describe(optimizer)}, wanted one of optax's")
-    if clip_norm is not None and _check.real("clip_norm", clip_norm, low=0.0) == 0.0:
-        raise ValueError("clip_norm: got 0, wanted more: nothing would be learnt")
+    _check_optimizer(optimizer)
+    least = float(jnp.finfo(jnp.float32).tiny)  # what is smaller may be 0 on the device
+    if clip_norm is not None and _check.real("clip_norm", clip_norm, low=0.0) < least:
+        raise ValueError(f"clip_norm: got {clip_norm}, wanted more: nothing would be learnt")
 
     slope = loss_and_gradient(loss)
 
     def step(state: TrainState, batch: PyTree, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
         (value, carry), gradient = slope(state, batch, key)
-        norm = optax.tree.norm(gradient)
+        gradient = jax.tree.map(jnp.conj, gradient)
+        norm = optax.tree.norm(jax.tree.map(_widened, gradient))
         limit = 1.0
         if clip_norm is not None:
             limit = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
@@ -117,6 +130,16 @@ def _train_step(loss, optimizer, clip_norm):
         return TrainState(state.step + 1, params, optimizer_state, carry), Metrics(value, norm)
 
     return step
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
+        raise TypeError(f"optimizer: got {_check.describe(optimizer)}, wanted one of optax's")
+
+
+def _widened(leaf: Array) -> Array:
+    """Return a leaf in float32 at least: squares overflow 16 bits, and vanish in them."""
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
 def loss_and_gradient(

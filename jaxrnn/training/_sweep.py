@@ -73,7 +73,9 @@ def sweep(
 
     Raises:
         TypeError: if an argument is of the wrong kind, or the loss no scalar, as in `train_step`.
-        ValueError: if one is out of range, or settings and keys don't count the same members.
+        ValueError: if one is out of range, or settings and keys don't count the same members, or
+            JAX would narrow an array of NumPy's 64 bits in `batches`, `carry` or parameters and
+            change it.
         ImportError: if `progress` is True and tqdm is not installed.
 
     Example:
@@ -110,22 +112,24 @@ def sweep(
         loss, _, optimizer = _checked_setup(setup(setting, key))
         step = train_step(loss, optimizer, clip_norm=clip_norm)
 
-        def body(done, loop):
-            state, alive, history = loop
+        def advance(done, member):
+            state, alive = member
             batch_key, loss_key = keys[done]
             # Not `state.step`, of which each member has one: all would gather their own batch.
             batch = source.take(total + done, batch_key, data)
             new_state, metrics = step(state, batch, loss_key)
             # Once a member has stopped it measures NaN, and so stays stopped.
             metrics = jax.tree.map(lambda value: jnp.where(alive, value, jnp.nan), metrics)
-            state, alive = settle(state, new_state, metrics)
-            return state, alive, jax.tree.map(functools.partial(set_index, done), history, metrics)
+            return settle(state, new_state, metrics), metrics
 
-        state, alive = member
-        shapes = jax.eval_shape(body, 0, (state, alive, Metrics(*[jnp.zeros(1)] * 2)))[2]
+        def body(done, loop):
+            member, history = loop
+            member, metrics = advance(done, member)
+            return member, jax.tree.map(functools.partial(set_index, done), history, metrics)
+
+        _, shapes = jax.eval_shape(advance, 0, member)
         history = jax.tree.map(lambda leaf: jnp.zeros(report_every, leaf.dtype), shapes)
-        state, alive, history = lax.fori_loop(0, count, body, (state, alive, history))
-        return (state, alive), history
+        return lax.fori_loop(0, count, body, (member, history))
 
     keys_axis = 0 if own_keys else None
     init_keys, fit_key = _split(key) if own_keys else jax.random.split(key)

@@ -65,17 +65,30 @@ class TruncatedLoss:
 
         Returns:
             The carry.
+
+        Raises:
+            TypeError: if inputs are no array.
+            ValueError: if k2 is above k1 and the model has a state and heeds no mask, or JAX would
+                narrow a state of NumPy's 64 bits and change it.
         """
+        _check_inputs(inputs)
+        _check.kept("inputs", inputs)
+        _check.kept("state", state)
         if state is None:
             floating = jnp.issubdtype(inputs.dtype, jnp.floating)
             dtype = inputs.dtype if floating else jnp.float32
             state = self.model.initial_state(
                 _steps_and_batch(inputs)[1:], dtype=dtype, params=params
             )
+        if self.k2 > self.k1 and not self.model.ragged and jax.tree.leaves(state):
+            raise ValueError(
+                f"model: got {self.model!r}, which has a state and heeds no mask, wanted one that "
+                f"heeds it, or k2={self.k2} to be k1={self.k1}"
+            )
         # A weakly typed state would change its type on the way, which no loop allows.
         state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
         # NumPy's 64 bits are 32 here, unless they are enabled.
-        kept = jnp.zeros((self.k2 - self.k1, *inputs.shape[1:]), jnp.result_type(inputs.dtype))
+        kept = jnp.zeros((self.k2 - self.k1, *inputs.shape[1:]), jnp.result_type(inputs))
         never = jnp.zeros(_steps_and_batch(kept), bool)
         return TruncatedCarry(state, kept, never, never)
 
@@ -105,11 +118,14 @@ class TruncatedLoss:
                 "(inputs, targets, flags)"
             )
         inputs, targets, *flags = batch
+        _check_inputs(inputs)
+        _check.kept("batch", batch)
         if inputs.shape[:1] != (k1,):
             raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted k1={k1} steps")
         _check.steps("targets", targets, k1)
         shape = _steps_and_batch(inputs)
         new_mask, new_resets = _mask_and_resets(flags[0] if flags else {}, shape)
+        _check_kept_steps(carry, inputs, k2 - k1)
 
         inputs = jnp.concatenate([carry.inputs, inputs])
         mask, resets = (
@@ -173,8 +189,9 @@ def truncated_loss(
     Raises:
         TypeError: if an argument is of the wrong kind; in a call, if `loss` returns no scalar, or
             the carry is none of `initial_carry`.
-        ValueError: if the model runs backwards, k1 is below 1 or k2 below k1; in a call, if the
-            batch hasn't k1 steps, or flags aren't of its shape.
+        ValueError: if the model runs backwards, or gives its last output alone, k1 is below 1 or k2
+            below k1; in a call, if the batch hasn't k1 steps, flags aren't of its shape, or the
+            carry is of another k2 - k1 or of other inputs.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn, optax
@@ -200,6 +217,8 @@ def truncated_loss(
             f"model: got {model!r}, wanted one that streams, from the first step on: what runs "
             "backwards needs the whole sequence"
         )
+    if not model.sequences:
+        raise ValueError(f"model: got {model!r}, wanted one that gives an output for each step")
     k1 = _check.size("k1", k1)
     k2 = k1 if k2 is None else _check.size("k2", k2)
     if k2 < k1:
@@ -262,8 +281,10 @@ def truncated_gradient(
 
     Raises:
         TypeError: if an argument is of the wrong kind, or `loss` returns no scalar.
-        ValueError: if the model runs backwards, k1 is below 1, k2 below k1 or above T, T no
-            multiple of k1, if targets don't have T steps, or lengths, mask or resets don't fit.
+        ValueError: if the model runs backwards, gives its last output alone, or has a state and
+            heeds no mask with k2 above k1; if k1 is below 1, k2 below k1 or above T, T no multiple
+            of k1, if targets don't have T steps, or lengths, mask or resets don't fit; if JAX would
+            narrow an array of NumPy's 64 bits and change it.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -281,8 +302,9 @@ def truncated_gradient(
         "Unbiasing truncated backpropagation through time", 2017.
     """
     of_windows = truncated_loss(model, loss, k1=k1, k2=k2)
-    if not hasattr(inputs, "shape") or not hasattr(inputs, "dtype") or inputs.ndim == 0:
-        raise TypeError(f"inputs: got {_check.describe(inputs)}, wanted an array (T, *batch, ...)")
+    _check_inputs(inputs)
+    _check.kept("params", params)
+    _check.kept("targets", targets)
     steps = inputs.shape[0]
     _check.steps("targets", targets, steps)
     if of_windows.k2 > steps:
@@ -325,6 +347,21 @@ def _sum_windows(
         add_window, (carry, carry.state, *zeros), (windows, keys)
     )
     return state, value, gradient
+
+
+def _check_inputs(inputs: Any) -> None:
+    array = hasattr(inputs, "shape") and hasattr(inputs, "dtype")
+    if not array or not _steps_and_batch(inputs):
+        raise TypeError(f"inputs: got {_check.describe(inputs)}, wanted an array (T, *batch, ...)")
+
+
+def _check_kept_steps(carry: TruncatedCarry, inputs: Array, count: int) -> None:
+    """Raise unless a carry has so many steps like those of inputs, of the same batch."""
+    steps = jax.ShapeDtypeStruct((count, *inputs.shape[1:]), jnp.result_type(inputs))
+    flags = jax.ShapeDtypeStruct(_steps_and_batch(steps), bool)
+    carry = carry._replace(state=None)
+    want = carry._replace(inputs=steps, mask=flags, resets=flags)
+    _check.tree("carry", carry, want, f"for the k2 - k1 = {count} steps before such inputs")
 
 
 def _mask_and_resets(flags: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:

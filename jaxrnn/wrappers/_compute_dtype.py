@@ -15,7 +15,7 @@ from jaxrnn.wrappers._wrap import with_state
 def computing_in(cell: Cell, dtype: Any) -> Cell:
     """Wrap a cell so that it multiplies by weights in a dtype of its own.
 
-    Params, state and output keep their dtype, and so do noise and what `activate` does. Of a cell
+    Params, state and output keep their dtypes, and so do noise and what `activate` does. Of a cell
     that shows no structure the whole step is computed in `dtype`.
 
     Args:
@@ -35,12 +35,12 @@ def computing_in(cell: Cell, dtype: Any) -> Cell:
     if gated is None:
 
         def step(params: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
-            own = _dtype(inputs)
+            of_state, of_output = jax.eval_shape(cell.advance, params, state, inputs)
             new_state, output = cell.advance(
                 _cast(params, dtype), _cast(state, dtype), operands(inputs)
             )
-            new_state, output = with_state(_cast(new_state, own), new_state, output)
-            return new_state, _cast(output, own)
+            new_state, output = with_state(_cast_like(of_state, new_state), new_state, output)
+            return new_state, _cast_like(of_output, output)
 
         return cell.replace(step=step)
 
@@ -59,6 +59,11 @@ def _dtype(*trees: PyTree) -> Any:
     return next(
         leaf.dtype for leaf in jax.tree.leaves(trees) if jnp.issubdtype(leaf.dtype, jnp.floating)
     )
+
+
+def _cast_like(spec: PyTree, tree: PyTree) -> PyTree:
+    """Return a pytree with each array in the dtype of the one in its place."""
+    return jax.tree.map(lambda like, leaf: leaf.astype(like.dtype), spec, tree)
 
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:

@@ -21,16 +21,18 @@ def state_noise(cell: Cell, scale: float | PyTree) -> Cell:
 
     Args:
         cell: any cell.
-        scale: the noise's standard deviation, at least 0: a number for the whole state, or a pytree
-            like the state for each part.
+        scale: the noise's standard deviation, at least 0: a number for all floating parts of the
+            state, or a pytree like the state for each part. Integers, such as a counter, get none;
+            their scale is 0.
 
     Returns:
         A cell with the same params and state, gated if `cell` is; equal settings give the same
-        object. Its output is what became of the state, where the cell's is a part of that.
+        object. Its output is what became of the state, where the cell's is a part of that: the very
+        array, not a copy by a `jax.jit` or `jax.checkpoint` within the step.
 
     Raises:
         TypeError: if `cell` is not a cell, or `scale` neither a number nor like the state.
-        ValueError: if a scale is negative or not finite.
+        ValueError: if a scale is negative or not finite, or not 0 for a part of integers.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -68,7 +70,7 @@ def _state_noise(cell: Cell, scales: tuple[float, ...]) -> Cell:
             return new_state, output
         leaves, treedef = jax.tree.flatten(new_state)
         parts = [
-            leaf if added is None else leaf + added
+            leaf if added is None else (leaf + added).astype(leaf.dtype)
             for leaf, added in zip(leaves, noise, strict=True)
         ]
         return with_state(treedef.unflatten(parts), new_state, output)

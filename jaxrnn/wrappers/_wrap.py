@@ -3,13 +3,15 @@
 A wrapper that changes a cell's new state must change its output too where that is a part of the
 state. The rule: an output array that is the same object as an array of the new state is that part
 of the state, and the changed part takes its place (`with_state`). So a cell should return the very
-array, as in `return State(hidden), hidden`, and not make it twice.
+array, as in `return State(hidden), hidden`, and not make it twice. `jax.jit` and `jax.checkpoint`
+return copies, so within a step none may go around both.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxrnn import _check
@@ -115,24 +117,34 @@ def split_noise(inputs: Any) -> tuple[Any, PyTree]:
 def for_each_part(
     name: str, value: Any, cell: Cell, check: Callable[[str, Any], float]
 ) -> tuple[float, ...]:
-    """Return one checked number for each array of a cell's state.
+    """Return one checked number for each array of a cell's state, 0 for one of integers.
 
     Args:
         name: what the argument is called.
-        value: a number for them all, or a pytree like the state.
+        value: a number for all that are floating, or a pytree like the state.
         cell: the cell.
         check: `(name, value) -> number`.
     """
     spec = cell.state_spec()
+    parts = jax.tree.leaves(spec)
+    counts = [not jnp.issubdtype(part.dtype, jnp.inexact) for part in parts]
     if jax.tree_util.treedef_is_leaf(jax.tree.structure(value)):
-        return (check(name, value),) * len(jax.tree.leaves(spec))
+        number = check(name, value)
+        return tuple(0.0 if count else number for count in counts)
     if jax.tree.structure(value) != jax.tree.structure(spec):
         raise TypeError(
             f"{name}: got {_check.describe(value)}, wanted a number, or one for each part of "
             f"{cell.name}'s state {_check.describe(spec)}"
         )
-    leaves = jax.tree_util.tree_leaves_with_path(value)
-    return tuple(check(f"{name}{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves)
+    numbers = []
+    for (path, leaf), part, count in zip(
+        jax.tree_util.tree_leaves_with_path(value), parts, counts, strict=True
+    ):
+        where = f"{name}{jax.tree_util.keystr(path)}"
+        numbers.append(check(where, leaf))
+        if count and leaf:
+            raise ValueError(f"{where}: got {leaf}, wanted 0 for a part of dtype {part.dtype}")
+    return tuple(numbers)
 
 
 def checked_gated(name: str, value: Any, wrapper: str) -> Gated:

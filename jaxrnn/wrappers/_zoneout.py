@@ -24,16 +24,18 @@ def zoneout(cell: Cell, rate: float | PyTree) -> Cell:
 
     Args:
         cell: any cell.
-        rate: the probability, from 0 up to but not 1: a number for the whole state, or a pytree
-            like the state for each part, such as `LSTMState(hidden=0.05, cell=0.5)`.
+        rate: the probability, from 0 up to but not 1: a number for all floating parts of the state,
+            or a pytree like the state for each part, such as `LSTMState(hidden=0.05, cell=0.5)`.
+            Integers, such as a counter, always take their new value; their rate is 0.
 
     Returns:
         A cell with the same params and state, gated if `cell` is; equal settings give the same
-        object. Its output is what became of the state, where the cell's is a part of that.
+        object. Its output is what became of the state, where the cell's is a part of that: the very
+        array, not a copy by a `jax.jit` or `jax.checkpoint` within the step.
 
     Raises:
         TypeError: if `cell` is not a cell, or `rate` neither a number nor like the state.
-        ValueError: if a rate is not in [0, 1).
+        ValueError: if a rate is not in [0, 1), or not 0 for a part of integers.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
