@@ -32,7 +32,7 @@ class NoisyInputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gated:
-    r"""A step in parts, for cells that multiply state and inputs by weights only once each.
+    """A step in parts, for cells that multiply state and inputs by weights only once each.
 
     It can be called as a step, and computes
 
@@ -40,9 +40,9 @@ class Gated:
         where projected = project(params, inputs)
               recurrent = recur(params, expose(state, projected))
 
-    All parts act on any leading batch dimensions. Engines use them: `project` needs no state,
-    so it may run over a whole sequence at once, and as `activate` holds no matrix product, all
-    weight gradients can be taken after the backward loop.
+    All parts act on any leading batch dimensions. Engines use them: `project` needs no state, so
+    it may run over a whole sequence at once, and all gradients of the weights in `project` and
+    `recur` can be taken after the backward loop; those of weights in `activate` can't.
 
     Attributes:
         project: `(params, inputs) -> projected`, everything that needs no state.

@@ -281,7 +281,7 @@ def _square(shape: tuple[int, ...]) -> int:
 
 
 def chrono(max_time: float) -> Initializer:
-    """Forget gates' bias for time constants spread evenly from 1 up to `max_time`.
+    """Forget gates' bias for time constants spread evenly from 2 up to `max_time`.
 
         bias = log(uniform(1, max_time - 1))
 

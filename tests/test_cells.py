@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
+from jaxrnn import cells
 from tests.cells import DEEP, complex_step_gradient, innermost, numpy_unroll, problem
 from tests.tolerances import FLOAT64, SIXTEEN_BITS, x64
 
@@ -176,18 +177,6 @@ def test_the_lesson_counts_its_weights():
     assert sum(leaf.size for leaf in jax.tree.leaves((table, params))) == 10_996
 
 
-def test_step_is_derived_from_structure(row):
-    cell = row.make(H)
-    params, inputs, state = problem(cell)
-    if cell.structure is None:
-        assert row.name.endswith("gru_reset_before")
-        return
-    gated = cell.structure
-    projected = gated.project(params, inputs[0])
-    parts = gated.activate(params, state, projected, gated.product(params, state, projected))
-    jax.tree.map(np.testing.assert_array_equal, parts, cell.step(params, state, inputs[0]))
-
-
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("reset_after", [True, False])
 def test_gru_has_the_biases_it_needs(use_bias, reset_after):
@@ -196,20 +185,20 @@ def test_gru_has_the_biases_it_needs(use_bias, reset_after):
     assert (params.recurrent_bias is not None) == (use_bias and reset_after)
 
 
-def test_any_initializer():
+CONSTRUCTORS = [getattr(jaxrnn, name) for name in cells.__all__ if name.islower()]
+
+
+@pytest.mark.parametrize("make", CONSTRUCTORS)
+def test_any_initializer(make):
     def ones(key, shape, dtype):
         return jnp.ones(shape, dtype)
 
-    for make in (jaxrnn.elman, jaxrnn.lstm, jaxrnn.gru):
-        cell = make(3, kernel_init=ones, recurrent_init=ones)
-        params = cell.init(jax.random.key(0), 2)
-        assert (params.kernel == 1).all()
-        assert (params.recurrent_kernel == 1).all()
+    params = make(3, kernel_init=ones, recurrent_init=ones).init(jax.random.key(0), 2)
+    assert (params.kernel == 1).all()
+    assert (params.recurrent_kernel == 1).all()
 
 
 # Bad input -----------------------------------------------------------------------------------
-
-CONSTRUCTORS = [jaxrnn.elman, jaxrnn.lstm, jaxrnn.peephole_lstm, jaxrnn.gru]
 
 
 @pytest.mark.parametrize("make", CONSTRUCTORS)

@@ -206,6 +206,8 @@ def test_a_member_that_diverges_stops_and_harms_no_other(report_every):
     close(result.params[1], wanted.params)
     close(result.losses[1], [*wanted.losses, np.nan, np.nan])
     close(result.gradient_norms[1], [*wanted.gradient_norms, np.nan, np.nan])
+    assert result.skipped[1] == wanted.skipped + 2
+    assert (np.delete(result.skipped, 1) == 0).all()
 
 
 # Bad input --------------------------------------------------------------------------------------

@@ -27,9 +27,9 @@ class Layer:
             None is the initial one. With a key the layer trains, and draws what it needs at random;
             without, it evaluates.
         name: what error messages call the layer.
-        ragged: whether `apply` also takes `lengths`, `mask` and `resets`, as `unroll` does, and
-            `unroll`, a function to run each cell with in its place, by which the diagnostics see
-            inside; what acts on each step by itself has no need of them.
+        ragged: whether `apply` also takes `lengths`, `mask` and `resets`, as `unroll` does, and an
+            argument `unroll`: a function that runs each cell in the place of `jaxrnn.unroll`, by
+            which the diagnostics look inside. Layers that treat each step by itself need none.
         streams: whether the sequence may come in windows; not so if anything in the layer runs from
             the last step to the first.
         sequences: whether outputs have a time axis where inputs have one; not so if only the last

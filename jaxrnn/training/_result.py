@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Float, Int, PyTree
 
 
 class FitResult(NamedTuple):
@@ -16,13 +16,17 @@ class FitResult(NamedTuple):
     gradient_norms: Float[np.ndarray, "steps"]
 
     @property
-    def skipped(self) -> int:
-        """How many steps changed nothing, since their loss or gradient was not finite."""
-        return int(np.sum(~(np.isfinite(self.losses) & np.isfinite(self.gradient_norms))))
+    def skipped(self) -> Int[np.ndarray, "*members"]:
+        """How many steps changed nothing, since loss or gradient was not finite.
+
+        Of a sweep that is a number for each member, with the steps after it has stopped.
+        """
+        finite = np.isfinite(self.losses) & np.isfinite(self.gradient_norms)
+        return np.sum(~finite, axis=-1)
 
 
 class NonFiniteError(FloatingPointError):
-    """Raised by `fit` when a loss or gradient is no longer finite.
+    """Raised by `fit` when a loss, gradient or update is not finite.
 
     Attributes:
         result: a `FitResult` with the last good parameters, and the history with the bad step last.
