@@ -270,7 +270,10 @@ def own_gates(**parts):
     )
 
 
-@pytest.mark.parametrize("part", ["project", "recur", "activate"])
+@pytest.mark.parametrize(
+    "part",
+    [*(pytest.param(part, marks=pytest.mark.slow) for part in ("project", "recur")), "activate"],
+)
 @pytest.mark.parametrize(
     "around",
     [jax.jit, jax.vmap, jax.grad, lambda f: lambda at: jax.jvp(f, (at,), (at,))],
