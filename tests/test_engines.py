@@ -117,7 +117,7 @@ LARGE = 40  # of which the tests' batch of 3 no longer counts as small
 
 @pytest.mark.parametrize(
     "cell",
-    [jaxrnn.lstm(LARGE), pytest.param(jaxrnn.gru(LARGE), marks=pytest.mark.slow)],
+    [jaxrnn.gru(LARGE), pytest.param(jaxrnn.lstm(LARGE), marks=pytest.mark.slow)],
     ids=repr,
 )
 @pytest.mark.parametrize(

@@ -400,7 +400,8 @@ def test_derivatives_are_finite_differences(float64):
     np.testing.assert_allclose(slope(1.0), wanted, rtol=1e-6)
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
 def test_derivatives_where_tangents_are_almost_parallel(float64, size):
     # 1e10 between the stretches of one step: Cholesky's factorisation fails, Householder's doesn't.
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0]

@@ -211,6 +211,7 @@ def test_it_names_the_fault_of_a_bare_step_with_parameters_of_other_names(broken
     assert found.cause == broken.cause
 
 
+@pytest.mark.slow
 def test_a_readout_is_no_recurrent_kernel_nor_a_leak_a_flat_activation():
     """A leaky network whose step reads its state out, too, by a square matrix."""
 
