@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxrnn import _check
 from jaxrnn._cell import Cell, Gated
 from jaxrnn._jaxpr import primitives
+from jaxrnn._wide import wide
 from jaxrnn.diagnostics._norm import scale_of
 from jaxrnn.diagnostics._products import with_products
 from jaxrnn.diagnostics._tangents import Step, checked_state, finite, flatten, step_of
@@ -63,9 +64,9 @@ def spectral_radius(kernel: Float[Array, "*batch N N"]) -> Float[Array, "*batch"
         2013, section 2.1.
     """
     kernel = _checked_square("kernel", kernel)
-    # Eigenvalues of entries that are far from 1 may come out wrong.
-    scale = scale_of(_wide(kernel), [-2, -1])
-    moduli = jnp.abs(jnp.linalg.eigvals(_wide(kernel) / scale))
+    # In 16 bits nothing can be factorised, and eigenvalues of entries far from 1 may be wrong.
+    scale = scale_of(wide(kernel), [-2, -1])
+    moduli = jnp.abs(jnp.linalg.eigvals(wide(kernel) / scale))
     return (scale[..., 0, 0] * jnp.max(moduli, axis=-1)).astype(kernel.dtype)
 
 
@@ -106,7 +107,7 @@ def pascanu_bound(
         raise ValueError(f"recurrent_kernel: got {_check.describe(kernel)}, wanted one matrix")
     gamma = _check.real("gamma", gamma, low=0.0)
     powers = jnp.asarray(_check.lags("lags", lags))
-    return ((gamma * jnp.linalg.norm(_wide(kernel), 2)) ** powers).astype(kernel.dtype)
+    return ((gamma * jnp.linalg.norm(wide(kernel), 2)) ** powers).astype(kernel.dtype)
 
 
 def saturation(
@@ -233,11 +234,6 @@ def _checked_square(name: str, value: Any) -> Array:
         raise ValueError(f"{name}: got {_check.describe(value)}, wanted a square matrix")
     finite(name, value)
     return jnp.asarray(value)
-
-
-def _wide(kernel: Array) -> Array:
-    """Return a matrix in at least float32: in 16 bits none can be factorised."""
-    return kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
 
 
 def _one_at_a_time(tree: PyTree) -> list[PyTree]:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrnn import _check
+from jaxrnn._wide import wide
 from jaxrnn.diagnostics._tangents import finite
 
 
@@ -86,7 +87,7 @@ def gradient_horizon(norms: Float[Array, "T *batch"], fraction: float = 0.01) ->
 @functools.partial(jax.jit, inline=True)
 def _run(norms: Float[Array, "T *batch"], fraction: float) -> GradientHorizon:
     # 16 bits hold neither the logarithms' small changes nor sums over many steps.
-    backwards = norms[::-1].astype(jnp.promote_types(norms.dtype, jnp.float32))
+    backwards = wide(norms[::-1])
     below = backwards < fraction * backwards[0]
     first = jnp.argmax(below, axis=0).astype(backwards.dtype)
     steps = jnp.where(below.any(axis=0), first, jnp.inf)

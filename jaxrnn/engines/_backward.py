@@ -118,19 +118,15 @@ def _by_derivatives(
     activate = functools.partial(parts.gated.activate, params)
     arguments = steps.previous, steps.projected, steps.recurrent
     (of_previous, *of_products), merge = _derivatives(activate, arguments)
-    # What is only added to something shares its derivatives, and gets one row of the table.
-    rows = {_identity(leaf): leaf for part in reversed(of_products) for leaf in part}
-    order = list(rows)
-    table = [jnp.stack(column, axis=-2) for column in zip(*rows.values(), strict=True)]
+    rows, places = _rows(of_products[::-1])
+    table = [jnp.stack(column, axis=-2) for column in zip(*rows, strict=True)]
     direct = {number: of_previous[number] for number in parts.reading}
 
     def unpacked(packed: Array) -> list[PyTree]:
-        parts_of_packed = _split(packed, len(order))
+        parts_of_packed = _split(packed, len(rows))
         return [
-            jax.tree.structure(like).unflatten(
-                [parts_of_packed[order.index(_identity(leaf))] for leaf in part]
-            )
-            for like, part in zip(arguments[1:], of_products, strict=True)
+            jax.tree.structure(like).unflatten([parts_of_packed[place] for place in part])
+            for like, part in zip(arguments[1:], places[::-1], strict=True)
         ]
 
     def of_stacked(stacked: Array) -> PyTree:
@@ -158,29 +154,23 @@ def _pullbacks(parts: Anatomy, params: PyTree, steps: Steps) -> Callable[..., tu
     JAX multiplies a cotangent by one factor after another. Where all that come are of one array,
     the factors of each argument are multiplied here, so that a step reads a single one.
     """
-    activate = functools.partial(parts.gated.activate, params)
     arguments = steps.previous, steps.projected, steps.recurrent
     if not parts.pointwise or parts.distinct_results > 1:
         return jax.vmap(lambda *step: jax.vjp(parts.gated.activate, params, *step)[1])(*arguments)
+    activate = functools.partial(parts.gated.activate, params)
     (of_previous, *of_products), merge = _derivatives(activate, arguments)
-    parts_read = [[of_previous[number] for number in parts.reading], *of_products]
-    # What is only added to something shares its derivatives, and is multiplied once.
-    rows = {_identity(row): row for part in parts_read for row in part}
-    places = [[list(rows).index(_identity(row)) for row in part] for part in parts_read]
+    rows, places = _rows([[of_previous[number] for number in parts.reading], *of_products])
 
     def pullback(rows, d_results):
         merged = merge(d_results)
         sums = [_weighted_sum(row, merged) for row in rows]
         d_read, *d_products = ([sums[place] for place in part] for part in places)
         d_previous = put_at(parts.reading, jax.tree.map(jnp.zeros_like, d_results[0]), d_read)
-        likes = map(jax.tree.structure, arguments[1:])
-        return (
-            None,
-            d_previous,
-            *(like.unflatten(d) for like, d in zip(likes, d_products, strict=True)),
-        )
+        structures = map(jax.tree.structure, arguments[1:])
+        unflattened = [s.unflatten(d) for s, d in zip(structures, d_products, strict=True)]
+        return None, d_previous, *unflattened
 
-    return jax.tree_util.Partial(pullback, list(rows.values()))
+    return jax.tree_util.Partial(pullback, rows)
 
 
 def _arriving(d_state: PyTree, step: Steps) -> tuple[PyTree, PyTree]:
@@ -270,6 +260,16 @@ def _derivatives(
     steps = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in like]
     merge = jax.linear_transpose(restored, steps)
     return of_arguments, lambda cotangents: merge(cotangents)[0]
+
+
+def _rows(parts: list[list[tuple[Array, ...]]]) -> tuple[list[Any], list[list[int]]]:
+    """Return each leaf's derivatives once, and for each part the places of its leaves' in that.
+
+    What is only added to something shares its derivatives.
+    """
+    rows = {_identity(row): row for part in parts for row in part}
+    order = list(rows)
+    return list(rows.values()), [[order.index(_identity(row)) for row in part] for part in parts]
 
 
 def _weighted_sum(weights: Any, values: list[Array]) -> Array:

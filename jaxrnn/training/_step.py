@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
+from jaxrnn._wide import wide
 
 if TYPE_CHECKING:
     import optax
@@ -118,7 +119,7 @@ def _train_step(loss, optimizer, clip_norm):
     def step(state: TrainState, batch: PyTree, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
         (value, carry), gradient = slope(state, batch, key)
         gradient = jax.tree.map(jnp.conj, gradient)
-        norm = optax.tree.norm(jax.tree.map(_widened, gradient))
+        norm = optax.tree.norm(jax.tree.map(wide, gradient))
         limit = 1.0
         if clip_norm is not None:
             limit = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
@@ -135,11 +136,6 @@ def _train_step(loss, optimizer, clip_norm):
 def _check_optimizer(optimizer: Any) -> None:
     if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
         raise TypeError(f"optimizer: got {_check.describe(optimizer)}, wanted one of optax's")
-
-
-def _widened(leaf: Array) -> Array:
-    """Return a leaf in float32 at least: squares overflow 16 bits, and vanish in them."""
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
 def loss_and_gradient(

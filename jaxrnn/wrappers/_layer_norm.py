@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxrnn._cell import Cell, Gated, checked_cell
+from jaxrnn._wide import wide
 from jaxrnn.wrappers._wrap import checked_gated, innermost, learned_beneath, map_innermost
 
 # Keeps the division finite where all features are equal, as at the zero state.
@@ -122,8 +123,8 @@ def _normalised(
 
 def _norm(values: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
     # Squares of 16 bits would lose what the mean leaves.
-    wide = values.astype(jnp.promote_types(values.dtype, jnp.float32))
-    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    values_wide = wide(values)
+    centred = values_wide - jnp.mean(values_wide, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     return (centred * lax.rsqrt(variance + _EPSILON)).astype(values.dtype)
 
