@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import jaxrnn
+from jaxrnn.engines import _hoisted
 from jaxrnn.engines._chunks import nearby_divisor
 from jaxrnn.engines._gated import anatomy
 from tests.cells import CELLS, innermost, problem, randomised
@@ -360,8 +361,8 @@ def test_second_derivatives(cell, engine, second):
         compare(cell, engine, second, arguments, randomised(arguments, jax.random.key(7)))
 
 
-@pytest.mark.parametrize(("cell", "engine"), pairs("lstm-hoisted", "hoisted", "hoisted(2)"))
-def test_vmap(cell, engine):
+def compare_under_vmap(cell, engine):
+    """Map over params and inputs, over params, in a gradient, and over two axes."""
     with x64():
         params, inputs, state = problem(cell, length=T, dtype=jnp.float64)
         seeds = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf, -leaf]), params)
@@ -379,8 +380,73 @@ def test_vmap(cell, engine):
 
             return jax.grad(total)((params, inputs))
 
-        for derivative in (over_both, over_params, inside_the_gradient):
+        def over_each(f, params, inputs):
+            return jax.vmap(lambda x: over_params(f, params, x[None]))(inputs)
+
+        for derivative in (over_both, over_params, inside_the_gradient, over_each):
             compare(cell, engine, derivative, seeds, sequences)
+
+
+@pytest.mark.parametrize(("cell", "engine"), pairs("lstm-hoisted", "hoisted", "hoisted(2)"))
+def test_vmap(cell, engine):
+    compare_under_vmap(cell, engine)
+
+
+@pytest.fixture
+def tiny_caches(monkeypatch):
+    """Let the caches hold nothing, so that members of a `vmap` run one by one."""
+    monkeypatch.setattr(_hoisted, "_WORKING_SET", {"cpu": 1})
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize(("cell", "engine"), pairs("lstm-hoisted(2)", "hoisted", "hoisted(2)"))
+@pytest.mark.usefixtures("tiny_caches")
+def test_vmap_one_by_one(cell, engine):
+    compare_under_vmap(cell, engine)
+
+
+MEMBERS = 7
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_members_run_one_by_one_where_the_caches_hold_too_few(one_by_one, request):
+    if one_by_one:
+        request.getfixturevalue("tiny_caches")
+    cell = jaxrnn.gru(H)
+    params, inputs, _ = problem(cell, length=T)
+    seeds, sequences = jax.tree.map(lambda leaf: jnp.stack([leaf] * MEMBERS), (params, inputs))
+
+    def gradient(params, inputs):
+        def loss(params):
+            return jaxrnn.unroll(cell, params, inputs, engine=jaxrnn.hoisted())[1].sum()
+
+        return jax.grad(loss)(params)
+
+    def loops_over_members(*axes):
+        mapped = jax.vmap(gradient, in_axes=axes)
+        arguments = [(params, inputs), (seeds, sequences)]
+        chosen = (arguments[axis is not None][n] for n, axis in enumerate(axes))
+        return f"length={MEMBERS}" in str(jax.make_jaxpr(mapped)(*chosen))
+
+    assert loops_over_members(0, None) == one_by_one
+    assert loops_over_members(0, 0) == one_by_one
+    # Those that share their weights make one product of them.
+    assert not loops_over_members(None, 0)
+
+
+@pytest.mark.parametrize("engine", [row.engine for row in ENGINES], ids=str)
+def test_no_tracer_leaks(engine):
+    cell = jaxrnn.lstm(H)
+    params, inputs, state = problem(cell, batch=(2,), length=T)
+
+    def loss(params):
+        return flat(jaxrnn.unroll(cell, params, inputs, state, engine=engine)).sum()
+
+    seeds = jax.tree.map(lambda leaf: leaf[None], params)
+    with jax.checking_leaks():
+        jax.jit(jax.vmap(jax.grad(loss)))(seeds)
 
 
 def test_the_choice_gives_its_reason():

@@ -19,6 +19,7 @@ from jaxrnn.engines._gated import Anatomy, anatomy
 from jaxrnn.engines._layout import turned_kernels, turned_rows
 from jaxrnn.engines._leaves import add, add_at
 from jaxrnn.engines._linear import linear_with_transpose
+from jaxrnn.engines._members import call_members
 from jaxrnn.engines._scan import Scan
 
 # What one chunk's projections, recurrent products and their cotangents may take, in bytes. On a CPU
@@ -66,11 +67,19 @@ class Hoisted(Engine):
         parts = anatomy(gated, params, state, inputs)
         chunk = chunk or _chunk_length(parts, params, steps)
 
-        def options(keep):
-            return _Options(parts, chunk, reverse, keep)
+        together = functools.partial(_together, parts, chunk)
+
+        def forward(keep, *primals):
+            options = _Options(parts, chunk, reverse, keep)
+            return call_members(functools.partial(_forward, options), *primals, together=together)
+
+        def backward(keep, residuals, cotangents):
+            options = _Options(parts, chunk, reverse, keep)
+            run = functools.partial(_backward, options)
+            return call_members(run, *residuals, cotangents, together=together)
 
         def plain(params, state, inputs):
-            final, outputs, states, _ = _forward(options("states"), params, state, inputs)
+            final, outputs, states, _ = forward("states", params, state, inputs)
             return final, outputs, states if keep_states else None
 
         def reference(params, state, inputs):
@@ -82,13 +91,13 @@ class Hoisted(Engine):
 
         @run.defjvp
         def differentiated(primals, tangents):
-            chosen = options(self.keep or _what_to_keep(parts, params, steps, math.prod(batch)))
-            final, outputs, states, kept = _forward(chosen, *primals)
+            keep = self.keep or _what_to_keep(parts, primals[0], steps, math.prod(batch))
+            final, outputs, states, kept = forward(keep, *primals)
             results = final, outputs, states if keep_states else None
             return results, linear_with_transpose(
-                lambda residuals, tangents: jax.jvp(reference, residuals[0], tangents)[1],
-                functools.partial(_backward, chosen),
-                residuals=(primals, states, kept),
+                lambda residuals, tangents: jax.jvp(reference, residuals[:3], tangents)[1],
+                functools.partial(backward, keep),
+                residuals=(*primals, states, kept),
                 tangents=tangents,
                 like=results,
             )
@@ -172,12 +181,27 @@ def hoisted_where_it_can(cell: Cell) -> Engine:
 
 def _chunk_length(parts: Anatomy, params: Any, steps: int) -> int:
     """Return how many steps a chunk should have."""
-    step = size_in_bytes((parts.projected, parts.recurrent, parts.recurrent))
     cache = _WORKING_SET.get(jax.default_backend(), _WORKING_SET_OF_ACCELERATORS)
-    target = max(cache, _PARAMETERS * size_in_bytes(params)) // max(step, 1)
+    target = max(cache, _PARAMETERS * size_in_bytes(params)) // max(_step_size(parts), 1)
     if steps <= _FEW_CHUNKS * target:
         return max(steps, 1)
     return nearby_divisor(steps, max(target, 1))
+
+
+def _together(parts: Anatomy, chunk: int, members: int) -> bool:
+    """Return whether so many members of a `vmap` are better run together than one by one.
+
+    On a CPU they are if the caches, which its devices share, hold a chunk of each.
+    """
+    if jax.default_backend() not in _WORKING_SET:
+        return True
+    share = _FEW_CHUNKS * _WORKING_SET[jax.default_backend()] // jax.local_device_count()
+    return members * chunk * _step_size(parts) <= share
+
+
+def _step_size(parts: Anatomy) -> int:
+    """Return how many bytes a step's projections, recurrent products and cotangents take."""
+    return size_in_bytes((parts.projected, parts.recurrent, parts.recurrent))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,12 +239,17 @@ def _forward(options: _Options, params: Any, state: Any, inputs: Any) -> tuple[A
 
 
 def _backward(
-    options: _Options, residuals: tuple[Any, Any, Any], cotangents: tuple[Any, Any, Any]
+    options: _Options,
+    params: Any,
+    state: Any,
+    inputs: Any,
+    states: Any,
+    kept: Any,
+    cotangents: tuple[Any, Any, Any],
 ) -> tuple[Any, Any, Any]:
     """Return the cotangents of params, first state and inputs."""
     parts, chunk, reverse = options.parts, options.chunk, options.reverse
     gated = parts.gated
-    (params, state, inputs), states, kept = residuals
     d_final, d_outputs, d_states = cotangents
     steps, *batch = leading_shape(inputs)
     axes = 1 + len(batch)  # time and batch: all that a product sums over
