@@ -679,9 +679,9 @@ class Sweep(NamedTuple):
     hidden: int = 32
 
 
-SWEEPS = [Sweep(batch=8), Sweep(batch=32)]
-# How many steps go by between two looks at the clock.
-SWEEP_STEPS = 10
+SWEEPS = [Sweep(batch=1), Sweep(batch=8), Sweep(batch=32)]
+# How many steps go by between two looks at the clock, as between two reports by default.
+SWEEP_STEPS = 100
 
 
 def prepare_sweep(
@@ -692,7 +692,7 @@ def prepare_sweep(
     optimizer = optax.adam(1e-2)
     task = functools.partial(jaxrnn.tasks.adding, batch_size=sizes.batch, length=sizes.length)
     options: dict[str, Any] = {
-        "steps": 6 * SWEEP_STEPS,
+        "steps": 4 * SWEEP_STEPS,
         "report_every": SWEEP_STEPS,
         "clip_norm": 1.0,
         "progress": False,
@@ -724,24 +724,32 @@ def prepare_sweep(
 
 
 def run_sweep(arguments: argparse.Namespace, names: Sequence[str], head: dict[str, str]) -> None:
-    """Compare training many networks at once with training one, compilation left out."""
+    """Compare training many networks at once with training one: a step of it, and the whole."""
     del names
     rows = []
     for cell, sizes in itertools.product(arguments.cells, arguments.sweeps):
         print(f"\n{cell}, members, T, B, H = {', '.join(map(str, sizes))}", flush=True)
         runs = prepare_sweep(cell, sizes, arguments.seed)
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        steps: dict[str, list[float]] = {name: [] for name in runs}
+        wholes: dict[str, list[float]] = {name: [] for name in runs}
         # All in turn, so that whatever else the machine does hits all alike. Each round compiles
         # anew, and times every call many times over: hence few.
         for _ in range(math.ceil(arguments.repeats / 5)):
             for name, run in runs.items():
-                times: list[float] = []
+                times = [time.perf_counter()]
                 run(lambda *_, times=times: times.append(time.perf_counter()))
-                seconds[name] += list(np.diff(times) / SWEEP_STEPS)
-        medians = {name: float(np.median(values)) for name, values in seconds.items()}
-        one = min(value for name, value in medians.items() if name.startswith("fit"))
+                wholes[name].append(times[-1] - times[0])
+                steps[name] += list(np.diff(times[1:]) / SWEEP_STEPS)
+        of_step, of_whole = (
+            {name: float(np.median(values)) for name, values in seconds.items()}
+            for seconds in (steps, wholes)
+        )
+        one, whole = (
+            min(value for name, value in medians.items() if name.startswith("fit"))
+            for medians in (of_step, of_whole)
+        )
         measured = []
-        for name, median in medians.items():
+        for name, median in of_step.items():
             # To train all members, `fit` has to be called for one after the other.
             every = sizes.members * median if name.startswith("fit") else median
             measured.append(
@@ -751,6 +759,8 @@ def run_sweep(arguments: argparse.Namespace, names: Sequence[str], head: dict[st
                     "ms a step": 1e3 * median,
                     "times one": median / one,
                     "times apart": every / (sizes.members * one),
+                    "whole s": of_whole[name],
+                    "times one whole": of_whole[name] / whole,
                 }
             )
         _common.print_table(measured)
@@ -758,7 +768,7 @@ def run_sweep(arguments: argparse.Namespace, names: Sequence[str], head: dict[st
     _common.save_csv(arguments.out / "sweep.csv", rows)
     print(
         "\ntimes one: as long as a step of one network; times apart: to train all members, as long "
-        "as one after the other by the faster fit"
+        f"as one after the other by the faster fit; whole: {4 * SWEEP_STEPS} steps, compiled first"
     )
 
 

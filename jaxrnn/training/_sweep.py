@@ -137,13 +137,14 @@ def sweep(
         init_keys = jnp.broadcast_to(init_keys, (members, *init_keys.shape))
     mesh = _mesh(members)
     run = _over_members(run, mesh, (0, 0, keys_axis, 0, None, None, None))
-    of_steps = jax.vmap(keys_of_steps, (0, None, None)) if own_keys else keys_of_steps
+    of_steps = _keys_of_members if own_keys else keys_of_steps
     settings = jax.tree.map(jnp.asarray, settings)
     # One after the other, not by vmap: initialisers factorise matrices, and jaxlib's batched
     # factorisations can wait for one another without end where a CPU has few threads.
-    member = jax.jit(functools.partial(lax.map, start))((settings, init_keys))
     # Divided as `run` returns it, which would else be compiled a second time.
-    member = jax.device_put(member, NamedSharding(mesh, PartitionSpec(_AXIS)))
+    divided = NamedSharding(mesh, PartitionSpec(_AXIS))
+    start_all = jax.jit(functools.partial(lax.map, start), out_shardings=divided)
+    member = start_all((settings, init_keys))
     histories: list[Metrics] = []
 
     def result() -> FitResult:
@@ -185,6 +186,12 @@ def _over_members(
             check_vma=False,  # the hoisted engine's primitive has no rule for it
         )
     )
+
+
+# One after the other: a program for all at once takes four times as long to compile.
+@functools.partial(jax.jit, static_argnames="count")
+def _keys_of_members(keys: PRNGKeyArray, start: Array, count: int) -> PRNGKeyArray:
+    return lax.map(lambda key: keys_of_steps(key, start, count), keys)
 
 
 @jax.jit

@@ -309,7 +309,11 @@ def test_a_sweep_is_timed_against_one_run(tmp_path, monkeypatch, capsys):
     ]
     assert min(float(row["times one"]) for row in rows if row["run"].startswith("fit")) == 1
     assert all(float(row["ms a step"]) > 0 for row in rows)
+    wholes = [float(row["whole s"]) for row in rows if row["run"].startswith("fit")]
     for row in rows:
+        assert float(row["times one whole"]) == pytest.approx(float(row["whole s"]) / min(wholes))
+        # Compiling takes longer than these steps.
+        assert float(row["whole s"]) > float(row["ms a step"]) * 4 * benchmark.SWEEP_STEPS / 1e3
         calls = 3 if row["run"].startswith("fit") else 1
         assert float(row["times apart"]) == pytest.approx(calls * float(row["times one"]) / 3)
 
