@@ -11,10 +11,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
+from jaxrnn._dtypes import strongly_typed
 
 Params = TypeVar("Params")
 State = TypeVar("State")
@@ -356,8 +356,7 @@ class Cell(Generic[Params, State]):
         if state is None:
             state = self.initial_state(batch_shape, dtype=dtype, params=params)
         _check.tree("state", state, self.state_spec(batch_shape, dtype), source)
-        # A weakly typed state would make JAX trace a loop twice.
-        return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), state)
+        return strongly_typed(state)
 
 
 # What a cell makes is asked of the cell itself, abstractly, so no cell has to describe its shapes.

@@ -401,7 +401,7 @@ def tiny_caches(monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.parametrize(("cell", "engine"), pairs("lstm-hoisted(2)", "hoisted", "hoisted(2)"))
+@pytest.mark.parametrize(("cell", "engine"), pairs("elman-hoisted(2)", "hoisted", "hoisted(2)"))
 @pytest.mark.usefixtures("tiny_caches")
 def test_vmap_one_by_one(cell, engine):
     compare_under_vmap(cell, engine)
@@ -436,7 +436,15 @@ def test_members_run_one_by_one_where_the_caches_hold_too_few(one_by_one, reques
     assert not loops_over_members(None, 0)
 
 
-@pytest.mark.parametrize("engine", [row.engine for row in ENGINES], ids=str)
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(
+            row.engine, id=row.name, marks=[] if row.name == "hoisted" else [pytest.mark.slow]
+        )
+        for row in ENGINES
+    ],
+)
 def test_no_tracer_leaks(engine):
     cell = jaxrnn.lstm(H)
     params, inputs, state = problem(cell, batch=(2,), length=T)
@@ -446,7 +454,7 @@ def test_no_tracer_leaks(engine):
 
     seeds = jax.tree.map(lambda leaf: leaf[None], params)
     with jax.checking_leaks():
-        jax.jit(jax.vmap(jax.grad(loss)))(seeds)
+        jax.jit(jax.vmap(jax.grad(loss))).trace(seeds)
 
 
 def test_the_choice_gives_its_reason():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrnn import _check, initializers
+from jaxrnn._activations import sigmoid, tanh
 from jaxrnn._cell import Cell, Gated
 from jaxrnn.initializers import Initializer
 
@@ -129,8 +130,8 @@ def _gru(
 
     def activate(params, state, projected, recurrent):
         (r, z, n), (rr, rz, rn) = projected, recurrent
-        n = jnp.tanh(n + jax.nn.sigmoid(r + rr) * rn)
-        hidden = _interpolate(jax.nn.sigmoid(z + rz), n, state.hidden)
+        n = tanh(n + sigmoid(r + rr) * rn)
+        hidden = _interpolate(sigmoid(z + rz), n, state.hidden)
         return GRUState(hidden), hidden
 
     def step_reset_before(params, state, inputs):
@@ -139,8 +140,8 @@ def _gru(
             params.recurrent_kernel, [2 * hidden_size], axis=-1
         )
         rr, rz = jnp.split(state.hidden @ gates_kernel, 2, axis=-1)
-        n = jnp.tanh(n + (jax.nn.sigmoid(r + rr) * state.hidden) @ candidate_kernel)
-        hidden = _interpolate(jax.nn.sigmoid(z + rz), n, state.hidden)
+        n = tanh(n + (sigmoid(r + rr) * state.hidden) @ candidate_kernel)
+        hidden = _interpolate(sigmoid(z + rz), n, state.hidden)
         return GRUState(hidden), hidden
 
     step = Gated(project, recur, activate) if reset_after else step_reset_before

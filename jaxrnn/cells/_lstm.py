@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrnn import _check, initializers
+from jaxrnn._activations import sigmoid, tanh
 from jaxrnn._cell import Cell, Gated
 from jaxrnn.initializers import Initializer
 
@@ -123,8 +124,8 @@ def _lstm(
 
     def activate(params, state, projected, recurrent):
         i, f, g, o = (p + r for p, r in zip(projected, recurrent, strict=True))
-        cell = jax.nn.sigmoid(f) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
-        hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
+        cell = sigmoid(f) * state.cell + sigmoid(i) * tanh(g)
+        hidden = sigmoid(o) * tanh(cell)
         return LSTMState(hidden, cell), hidden
 
     return Cell(init, initial_state, Gated(project, recur, activate), name="lstm")

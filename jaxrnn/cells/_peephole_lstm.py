@@ -3,11 +3,11 @@
 import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrnn import initializers
+from jaxrnn._activations import sigmoid, tanh
 from jaxrnn._cell import Cell, Gated
 from jaxrnn.cells._lstm import LSTMParams, LSTMState, lstm
 from jaxrnn.initializers import Initializer
@@ -89,9 +89,9 @@ def _peephole_lstm(plain: Cell[LSTMParams, LSTMState]) -> Cell[PeepholeLSTMParam
     def activate(params, state, projected, recurrent):
         i, f, g, o = (p + r for p, r in zip(projected, recurrent, strict=True))
         to_i, to_f, to_o = params.peepholes
-        keep = jax.nn.sigmoid(f + to_f * state.cell)
-        cell = keep * state.cell + jax.nn.sigmoid(i + to_i * state.cell) * jnp.tanh(g)
-        hidden = jax.nn.sigmoid(o + to_o * cell) * jnp.tanh(cell)
+        keep = sigmoid(f + to_f * state.cell)
+        cell = keep * state.cell + sigmoid(i + to_i * state.cell) * tanh(g)
+        hidden = sigmoid(o + to_o * cell) * tanh(cell)
         return LSTMState(hidden, cell), hidden
 
     # Everything but the pointwise part is a plain LSTM's.

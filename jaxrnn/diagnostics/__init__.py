@@ -16,7 +16,8 @@ from jaxrnn.diagnostics._lyapunov import (
     kaplan_yorke_dimension,
     lyapunov_exponents,
 )
-from jaxrnn.diagnostics._report import Finding, GradientReport, LayerReport, report
+from jaxrnn.diagnostics._page import Finding, GradientReport, LayerReport
+from jaxrnn.diagnostics._report import report
 
 __all__ = [
     "Finding",

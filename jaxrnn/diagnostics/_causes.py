@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, Gated
+from jaxrnn._dtypes import wide
 from jaxrnn._jaxpr import primitives
-from jaxrnn._wide import wide
 from jaxrnn.diagnostics._norm import scale_of
 from jaxrnn.diagnostics._products import with_products
 from jaxrnn.diagnostics._tangents import Step, checked_state, finite, flatten, step_of

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrnn import _check
-from jaxrnn._wide import wide
+from jaxrnn._dtypes import wide
 from jaxrnn.diagnostics._tangents import finite
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
+from jaxrnn._dtypes import strongly_typed
 from jaxrnn.diagnostics._tangents import Step, check_batch, finite, step_of
 from jaxrnn.layers import Layer
 from jaxrnn.layers._layer import no_state
@@ -68,9 +69,7 @@ def run_model(
             state = cell.checked_state(params, state, inputs, batch_shape=inputs.shape[1:-1])
             if compute_dtype is not None:
                 cell = computing_in(cell, compute_dtype)
-        # A weakly typed state would make JAX trace the loop twice.
-        state = jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), state)
-        return unroll(cell, params, inputs, state, reverse=reverse)
+        return unroll(cell, params, inputs, strongly_typed(state), reverse=reverse)
 
     return as_layer(model).apply(params, state, inputs, unroll=checked_unroll)[1]
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
+from jaxrnn._dtypes import strongly_typed
 
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
@@ -66,8 +67,7 @@ def checked_state(
         cell.checked_state(params, state, inputs, batch_shape=batch_shape)
     for name, tree in (("params", params), ("inputs", inputs), ("state", state)):
         finite(name, tree)
-    # A weakly typed state would make JAX trace the loop twice.
-    return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype), state)
+    return strongly_typed(state)
 
 
 def check_batch(name: str, leaf: Array, batch_shape: tuple[int, ...]) -> None:

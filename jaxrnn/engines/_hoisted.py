@@ -133,7 +133,8 @@ def hoisted(chunk: int | None = None, keep: Keep | None = None) -> Hoisted:
     Values and gradients are those of `scan`, in every mode and order of differentiation. Forward
     mode gains nothing here, and keeps what only reverse mode needs, O(T) memory: take `scan` there
     if T is huge. Under `vmap` each example has a weight gradient of its own, so give the batch as
-    dimensions of the inputs where you can.
+    dimensions of the inputs where you can. Members with weights of their own, such as seeds, run
+    one after another where the caches of a CPU don't hold a chunk of each, and else together.
 
     Args:
         chunk: how many steps a chunk has. None takes as many as the caches of a CPU hold, or the

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
+from jaxrnn._dtypes import strongly_typed
 from jaxrnn.training._batches import Batches, make_batches
 from jaxrnn.training._checkpoints import Checkpoints, Snapshot, check_writable, restore, save
 from jaxrnn.training._non_finite import first_bad_leaf, non_finite_error, settle
@@ -115,9 +116,7 @@ def fit(
         )
     step = train_step(loss, optimizer, clip_norm=clip_norm)
     source = make_batches(batches, sharding, key)
-    state = init_train_state(params, optimizer, carry=carry)
-    # Arrays, and none weakly typed, else the second call of `run` would compile it anew.
-    state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
+    state = strongly_typed(init_train_state(params, optimizer, carry=carry))
     dtypes = _dtypes_of_metrics(step, source, state, key)
     run = _make_run(step, source, dtypes, report_every)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
-from jaxrnn._wide import wide
+from jaxrnn._dtypes import wide
 
 if TYPE_CHECKING:
     import optax

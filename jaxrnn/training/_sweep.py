@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
+from jaxrnn._dtypes import strongly_typed
 from jaxrnn.training._batches import make_batches
 from jaxrnn.training._fit import keys_of_steps, set_index
 from jaxrnn.training._non_finite import settle
@@ -104,8 +105,7 @@ def sweep(
     def start(of_member: tuple[PyTree, PRNGKeyArray]) -> tuple[TrainState, Bool[Array, ""]]:
         _, params, optimizer = _checked_setup(setup(*of_member))
         state = init_train_state(params, optimizer, carry=carry)
-        state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
-        return state, jnp.array(True)
+        return strongly_typed(state), jnp.array(True)
 
     # One program for any number of steps up to report_every.
     def run(setting, key, keys, member, total, count, data):

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from jaxrnn import _check
+from jaxrnn._dtypes import strongly_typed
 from jaxrnn._unroll import checked_flags
 from jaxrnn.layers import Layer
 
@@ -85,12 +86,10 @@ class TruncatedLoss:
                 f"model: got {self.model!r}, which has a state and heeds no mask, wanted one that "
                 f"heeds it, or k2={self.k2} to be k1={self.k1}"
             )
-        # A weakly typed state would change its type on the way, which no loop allows.
-        state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
         # NumPy's 64 bits are 32 here, unless they are enabled.
         kept = jnp.zeros((self.k2 - self.k1, *inputs.shape[1:]), jnp.result_type(inputs))
         never = jnp.zeros(_steps_and_batch(kept), bool)
-        return TruncatedCarry(state, kept, never, never)
+        return TruncatedCarry(strongly_typed(state), kept, never, never)
 
     def __call__(
         self,

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxrnn._cell import Cell, Gated, checked_cell
-from jaxrnn._wide import wide
+from jaxrnn._dtypes import wide
 from jaxrnn.wrappers._wrap import checked_gated, innermost, learned_beneath, map_innermost
 
 # Keeps the division finite where all features are equal, as at the zero state.
