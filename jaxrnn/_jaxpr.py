@@ -62,11 +62,6 @@ def is_pure(function: Callable[..., Any], *arguments: PyTree) -> bool:
     return not closed.effects and not any(isinstance(c, jax.core.Tracer) for c in closed.consts)
 
 
-def results_distinct(function: Callable[..., Any], *arguments: PyTree) -> int:
-    """Return how many different arrays a function returns: one may stand in several places."""
-    return len({id(atom) for atom in jax.make_jaxpr(function)(*arguments).jaxpr.outvars})
-
-
 def primitives(function: Callable[..., Any], *arguments: PyTree) -> set[str]:
     """Return the names of all the primitives that a function calls, in calls within calls too."""
     equations = jax.make_jaxpr(function)(*arguments).jaxpr.eqns

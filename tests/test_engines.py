@@ -230,20 +230,6 @@ def test_the_loop_back_handles_few_arrays(cell, batch, carried, stored):
     assert len(back.outvars) == carried + stored
 
 
-@pytest.mark.parametrize(
-    ("cell", "arguments"),
-    [
-        (jaxrnn.elman(H), 1),
-        (jaxrnn.gru(H), 5),  # three gates, the candidate's second product, and the state
-        (jaxrnn.zoneout(jaxrnn.gru(H), 0.5), 5),
-    ],
-    ids=lambda value: getattr(value, "name", value),
-)
-def test_a_step_back_from_a_single_array_multiplies_once_for_each_argument(cell, arguments):
-    body = loop_back(cell, LARGE).params["jaxpr"].jaxpr
-    assert [equation.primitive.name for equation in equations(body)].count("mul") == arguments
-
-
 def loop_back(cell, batch):
     """Return the last loop of a gradient."""
     params, inputs, _ = problem(cell, batch=(batch,))

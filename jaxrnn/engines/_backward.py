@@ -79,7 +79,10 @@ def _by_pullbacks(
     reverse: bool,
 ) -> Cotangents:
     """Carry cotangents back through any steps."""
-    pullbacks = _pullbacks(parts, params, steps)
+    # The transpose of `activate` at every step: a function is a pytree of what it holds.
+    pullbacks = jax.vmap(lambda *step: jax.vjp(parts.gated.activate, params, *step)[1])(
+        steps.previous, steps.projected, steps.recurrent
+    )
     unpacked: Any = None
 
     def body(carry, of_step):
@@ -146,31 +149,6 @@ def _by_derivatives(
 
     d_first, packed = scan_distinct(body, stacked(d_state), (table, direct, steps), reverse=reverse)
     return Cotangents(of_stacked(d_first), [], *unpacked(packed))
-
-
-def _pullbacks(parts: Anatomy, params: PyTree, steps: Steps) -> Callable[..., tuple[Any, ...]]:
-    """Return the transpose of `activate` at every step: a function is a pytree of what it holds.
-
-    JAX multiplies a cotangent by one factor after another. Where all that come are of one array,
-    the factors of each argument are multiplied here, so that a step reads a single one.
-    """
-    arguments = steps.previous, steps.projected, steps.recurrent
-    if not parts.pointwise or parts.distinct_results > 1:
-        return jax.vmap(lambda *step: jax.vjp(parts.gated.activate, params, *step)[1])(*arguments)
-    activate = functools.partial(parts.gated.activate, params)
-    (of_previous, *of_products), merge = _derivatives(activate, arguments)
-    rows, places = _rows([[of_previous[number] for number in parts.reading], *of_products])
-
-    def pullback(rows, d_results):
-        merged = merge(d_results)
-        sums = [_weighted_sum(row, merged) for row in rows]
-        d_read, *d_products = ([sums[place] for place in part] for part in places)
-        d_previous = put_at(parts.reading, jax.tree.map(jnp.zeros_like, d_results[0]), d_read)
-        structures = map(jax.tree.structure, arguments[1:])
-        unflattened = [s.unflatten(d) for s, d in zip(structures, d_products, strict=True)]
-        return None, d_previous, *unflattened
-
-    return jax.tree_util.Partial(pullback, rows)
 
 
 def _arriving(d_state: PyTree, step: Steps) -> tuple[PyTree, PyTree]:

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Gated
-from jaxrnn._jaxpr import is_pure, leaves_added, leaves_read, primitives, results_distinct
+from jaxrnn._jaxpr import is_pure, leaves_added, leaves_read, primitives
 
 # Arrays of up to so many entries are computed in less time than it takes a CPU to start a kernel.
 _SMALL = 100
@@ -43,7 +43,6 @@ class Anatomy:
         sums: which products are only added.
         pointwise: whether all that `activate` deals with are arrays of one shape, of which it
             combines entries in the same place only, and no params.
-        distinct_results: how many different arrays it returns.
         small: whether what a step deals with are some small arrays, which go into the product as
             they are.
     """
@@ -58,7 +57,6 @@ class Anatomy:
     exposing: list[int]
     sums: "Sums"
     pointwise: bool
-    distinct_results: int
     small: bool
 
 
@@ -93,7 +91,6 @@ def anatomy(gated: Gated, params: Any, state: Any, inputs: Any) -> Anatomy:
         pointwise=(
             not used and len(shapes) == 1 and primitives(gated.activate, *arguments) <= _POINTWISE
         ),
-        distinct_results=results_distinct(gated.activate, *arguments),
         small=(
             not exposing
             and len(jax.tree.leaves(recurrent)) > 1
