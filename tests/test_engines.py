@@ -422,15 +422,8 @@ def test_members_run_one_by_one_where_the_caches_hold_too_few(one_by_one, reques
     assert not loops_over_members(None, 0)
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [
-        pytest.param(
-            row.engine, id=row.name, marks=[] if row.name == "hoisted" else [pytest.mark.slow]
-        )
-        for row in ENGINES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [row.engine for row in ENGINES], ids=str)
 def test_no_tracer_leaks(engine):
     cell = jaxrnn.lstm(H)
     params, inputs, state = problem(cell, batch=(2,), length=T)
