@@ -141,10 +141,10 @@ def sweep(
     settings = jax.tree.map(jnp.asarray, settings)
     # One after the other, not by vmap: initialisers factorise matrices, and jaxlib's batched
     # factorisations can wait for one another without end where a CPU has few threads.
-    # Divided as `run` returns it, which would else be compiled a second time.
-    divided = NamedSharding(mesh, PartitionSpec(_AXIS))
-    start_all = jax.jit(functools.partial(lax.map, start), out_shardings=divided)
-    member = start_all((settings, init_keys))
+    member = jax.jit(functools.partial(lax.map, start))((settings, init_keys))
+    # Divided as `run` returns it, which would else be compiled a second time. Not by the program
+    # itself, which with jaxlib 0.7 then crashes where it factorises matrices.
+    member = jax.device_put(member, NamedSharding(mesh, PartitionSpec(_AXIS)))
     histories: list[Metrics] = []
 
     def result() -> FitResult:
