@@ -682,6 +682,8 @@ class Sweep(NamedTuple):
 SWEEPS = [Sweep(batch=1), Sweep(batch=8), Sweep(batch=32)]
 # How many steps go by between two looks at the clock, as between two reports by default.
 SWEEP_STEPS = 100
+# How many looks.
+SWEEP_REPORTS = 4
 
 
 def prepare_sweep(
@@ -692,7 +694,7 @@ def prepare_sweep(
     optimizer = optax.adam(1e-2)
     task = functools.partial(jaxrnn.tasks.adding, batch_size=sizes.batch, length=sizes.length)
     options: dict[str, Any] = {
-        "steps": 4 * SWEEP_STEPS,
+        "steps": SWEEP_REPORTS * SWEEP_STEPS,
         "report_every": SWEEP_STEPS,
         "clip_norm": 1.0,
         "progress": False,
@@ -768,7 +770,8 @@ def run_sweep(arguments: argparse.Namespace, names: Sequence[str], head: dict[st
     _common.save_csv(arguments.out / "sweep.csv", rows)
     print(
         "\ntimes one: as long as a step of one network; times apart: to train all members, as long "
-        f"as one after the other by the faster fit; whole: {4 * SWEEP_STEPS} steps, compiled first"
+        "as one after the other by the faster fit; whole: "
+        f"{SWEEP_REPORTS * SWEEP_STEPS} steps, compiled first"
     )
 
 

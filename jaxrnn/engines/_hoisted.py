@@ -67,19 +67,13 @@ class Hoisted(Engine):
         parts = anatomy(gated, params, state, inputs)
         chunk = chunk or _chunk_length(parts, params, steps)
 
-        together = functools.partial(_together, parts, chunk)
-
-        def forward(keep, *primals):
-            options = _Options(parts, chunk, reverse, keep)
-            return call_members(functools.partial(_forward, options), *primals, together=together)
-
-        def backward(keep, residuals, cotangents):
-            options = _Options(parts, chunk, reverse, keep)
-            run = functools.partial(_backward, options)
-            return call_members(run, *residuals, cotangents, together=together)
+        def call(function, keep, *arguments):
+            run = functools.partial(function, _Options(parts, chunk, reverse, keep))
+            together = functools.partial(_together, parts, chunk)
+            return call_members(run, *arguments, together=together)
 
         def plain(params, state, inputs):
-            final, outputs, states, _ = forward("states", params, state, inputs)
+            final, outputs, states, _ = call(_forward, "states", params, state, inputs)
             return final, outputs, states if keep_states else None
 
         def reference(params, state, inputs):
@@ -92,11 +86,11 @@ class Hoisted(Engine):
         @run.defjvp
         def differentiated(primals, tangents):
             keep = self.keep or _what_to_keep(parts, primals[0], steps, math.prod(batch))
-            final, outputs, states, kept = forward(keep, *primals)
+            final, outputs, states, kept = call(_forward, keep, *primals)
             results = final, outputs, states if keep_states else None
             return results, linear_with_transpose(
                 lambda residuals, tangents: jax.jvp(reference, residuals[:3], tangents)[1],
-                functools.partial(backward, keep),
+                lambda residuals, cotangents: call(_backward, keep, *residuals, cotangents),
                 residuals=(*primals, states, kept),
                 tangents=tangents,
                 like=results,
