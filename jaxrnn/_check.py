@@ -70,11 +70,11 @@ def function(name: str, value: Any) -> Callable[..., Any]:
 
 def key(name: str, value: Any) -> jax.Array:
     """Return `value`, one random key of `jax.random.key` or `jax.random.PRNGKey`."""
-    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not typed and dtype != np.uint32:
+    typed = has_kind(value, jax.dtypes.prng_key)
+    if not typed and getattr(value, "dtype", None) != np.uint32:
         raise TypeError(f"{name}: got {describe(value)}, wanted a key of jax.random.key")
-    if shape != (() if typed else (2,)):
+    # Four numbers where JAX's default implementation is that of XLA.
+    if value.shape not in ([()] if typed else [(2,), (4,)]):
         raise ValueError(f"{name}: got {describe(value)}, wanted one key, not an array of them")
     return value
 
@@ -86,8 +86,11 @@ def float_dtype(name: str, value: Any) -> np.dtype:
         dtype = jnp.dtype("None" if value is None else value)
     except TypeError as error:
         raise TypeError(f"{name}: got {value!r}, wanted a floating dtype") from error
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{name}: got {dtype}, wanted a floating dtype")
+    # JAX has neither numbers of more than 64 bits nor those with their bytes in another order.
+    if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize > 8 or not dtype.isnative:
+        raise TypeError(
+            f"{name}: got {dtype if dtype.isnative else dtype.str}, wanted a floating dtype of JAX"
+        )
     if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
         raise ValueError(
             f"{name}: got float64, which JAX turns into float32 unless you call "
@@ -100,8 +103,8 @@ def array(name: str, value: Any, *, min_ndim: int, axes: str) -> jax.Array:
     """Return `value`, a floating array with at least `min_ndim` axes, laid out as `axes` says."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         raise TypeError(f"{name}: got {describe(value)}, wanted a floating array {axes}")
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise TypeError(f"{name}: got {describe(value)}, wanted a floating dtype")
+    if not has_kind(value, jnp.floating):
+        raise TypeError(f"{name}: got {describe(value)}, wanted a floating dtype of JAX")
     if value.ndim < min_ndim:
         raise ValueError(f"{name}: got {describe(value)}, wanted an array {axes}")
     float_dtype(name, value.dtype)
@@ -113,7 +116,7 @@ def integers(name: str, value: Any, *, low: int, high: int, where: Any = True) -
 
     Within a trace entries have no values, and are let through.
     """
-    if not hasattr(value, "dtype") or not jnp.issubdtype(value.dtype, jnp.integer):
+    if not has_kind(value, jnp.integer):
         raise TypeError(f"{name}: got {describe(value)}, wanted an array of integers")
     if isinstance(value, jax.core.Tracer) or isinstance(where, jax.core.Tracer):
         return value
@@ -138,8 +141,7 @@ def flags(name: str, value: Any, shape: tuple[int, ...], *, time_major: bool) ->
 
 def scalar(name: str, value: Any) -> jax.Array:
     """Return `value`, a floating scalar that the function called `name` returned."""
-    dtype: Any = getattr(value, "dtype", None)
-    if getattr(value, "shape", None) != () or not jnp.issubdtype(dtype, jnp.floating):
+    if getattr(value, "shape", None) != () or not has_kind(value, jnp.floating):
         raise TypeError(f"{name}: returned {describe(value)}, wanted a floating scalar")
     return value
 
@@ -189,12 +191,31 @@ def steps(name: str, value: Any, count: int) -> None:
 
 def trainable(name: str, value: Any) -> None:
     """Raise unless `value` is a pytree of floating or complex numbers or arrays of them."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-        if not jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact):
+    leaves = jax.tree_util.tree_leaves_with_path(value)
+    if not leaves:
+        raise TypeError(f"{name}: got {describe(value)}, wanted at least one array to train")
+    for path, leaf in leaves:
+        if not isinstance(leaf, float | complex) and not has_kind(leaf, jnp.inexact):
             raise TypeError(
                 f"{name}{jax.tree_util.keystr(path)}: got {describe(leaf)}, wanted a floating or "
                 "complex array"
             )
+
+
+def untraced(name: str, value: Any, function: str) -> None:
+    """Raise if a pytree holds traced arrays, which `function` can't work on."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+        raise TypeError(
+            f"{name}: got traced arrays, wanted numbers: call {function} outside of jit"
+        )
+
+
+def has_kind(value: Any, kind: Any) -> bool:
+    """Say whether a value is an array of a kind of dtypes; one of another library is of none."""
+    try:
+        return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, kind)
+    except TypeError:
+        return False
 
 
 def kept(name: str, value: Any) -> None:

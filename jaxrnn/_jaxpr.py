@@ -1,4 +1,4 @@
-"""What can be learned of a function from its jaxpr."""
+"""What can be learned of a function from its jaxpr, and how to evaluate that piece by piece."""
 
 import collections
 from collections.abc import Callable, Iterator
@@ -8,6 +8,9 @@ import jax
 import jax.core
 from jax.extend import core as jex_core
 from jaxtyping import PyTree
+
+# Calls that only wrap other equations, under all the names that JAX's releases give them.
+WRAPPERS = {"pjit", "jit", "closed_call", "core_call", "checkpoint", "remat2"}
 
 
 def leaves_read(function: Callable[..., Any], *arguments: PyTree) -> tuple[PyTree, ...]:
@@ -71,8 +74,38 @@ def primitives(function: Callable[..., Any], *arguments: PyTree) -> set[str]:
 def primitives_of(equation: Any) -> Iterator[str]:
     """Yield the name of an equation's primitive, and those within the jaxprs that it holds."""
     yield equation.primitive.name
+    for inner in inner_jaxprs(equation):
+        for held in inner.eqns:
+            yield from primitives_of(held)
+
+
+def inner_jaxprs(equation: Any) -> Iterator[Any]:
+    """Yield the jaxprs that an equation holds."""
     for value in jax.tree.leaves(list(equation.params.values())):
         if isinstance(value, jex_core.Jaxpr | jex_core.ClosedJaxpr):
-            equations: Any = getattr(value, "jaxpr", value).eqns
-            for inner in equations:
-                yield from primitives_of(inner)
+            yield getattr(value, "jaxpr", value)
+
+
+def inner_jaxpr(equation: Any) -> tuple[Any, Any]:
+    """Return the jaxpr that a wrapper holds, and its constants: some are closed and some open."""
+    inner = equation.params["jaxpr"]
+    return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+
+
+def evaluate_one(jaxpr: Any, equation: Any, operands: list) -> list:
+    """Evaluate one equation, as a jaxpr of its own: JAX's public way to do that."""
+    known = {
+        atom: value
+        for atom, value in zip(equation.invars, operands, strict=True)
+        if not isinstance(atom, jex_core.Literal)
+    }
+    alone = jaxpr.replace(
+        constvars=[],
+        invars=list(known),
+        outvars=equation.outvars,
+        eqns=[equation],
+        debug_info=jaxpr.debug_info._replace(
+            arg_names=("",) * len(known), result_paths=("",) * len(equation.outvars)
+        ),
+    )
+    return list(jex_core.jaxpr_as_fun(jex_core.ClosedJaxpr(alone, []))(*known.values()))

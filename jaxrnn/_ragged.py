@@ -16,11 +16,14 @@ from jaxrnn.wrappers._wrap import after_step
 
 
 class FlaggedInputs(NamedTuple):
-    """A cell's inputs with flags, 0 or 1, of the inputs' dtype: an engine may differentiate all."""
+    """A cell's inputs with flags, 0 or 1, of the inputs' dtype: an engine may differentiate all.
+
+    A flag that no step has is None.
+    """
 
     inputs: Any
-    keep: Float[Array, "T *batch 1"]
-    restart: Float[Array, "T *batch 1"]
+    keep: Float[Array, "T *batch 1"] | None
+    restart: Float[Array, "T *batch 1"] | None
 
 
 def flagged(
@@ -36,11 +39,13 @@ def flagged(
     padding holds, NaN too, has no effect on values or gradients. A reset before a step is the same
     as a `restart` after the step that is run before it, so that the product sees the new state.
     """
-    everywhere = jnp.ones(inputs.shape[:-1], bool)
-    mask = everywhere if mask is None else mask
-    restart = ~everywhere if resets is None else _moved(resets, reverse=reverse)
-    flags = (flags.astype(inputs.dtype)[..., None] for flags in (mask, restart))
-    return FlaggedInputs(jnp.where(mask[..., None], inputs, 0), *flags)
+    keep = None if mask is None else mask[..., None]
+    restart = None if resets is None else _moved(resets, reverse=reverse)[..., None]
+    if keep is not None:
+        inputs = jnp.where(keep, inputs, 0)
+    return jax.tree.map(
+        lambda leaf: leaf.astype(inputs.dtype), FlaggedInputs(inputs, keep, restart)
+    )
 
 
 def real_steps(
@@ -52,6 +57,8 @@ def real_steps(
     real = jnp.ones(shape, bool) if mask is None else jnp.asarray(mask)
     if lengths is None:
         return real
+    # Clipped in their own dtype, which is unsigned or short maybe, and counts otherwise.
+    lengths = jnp.minimum(lengths, min(shape[0], int(jnp.iinfo(lengths.dtype).max)))
     return real & (jnp.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)) < lengths)
 
 
@@ -72,13 +79,11 @@ def select(where: Bool[Array, "*batch"], yes: PyTree, no: PyTree) -> PyTree:
 
 
 @functools.lru_cache(maxsize=1024)
-def ragged(cell: Cell, *, masks: bool, restarts: bool, keep_states: bool) -> Cell:
+def ragged(cell: Cell, *, keep_states: bool) -> Cell:
     """Wrap a cell so that it heeds flags; its output is a pair, output and state or None.
 
     Args:
         cell: the cell.
-        masks: whether any step may be one to skip.
-        restarts: whether any step may be followed by a restart.
         keep_states: whether the output has the state too: what the cell made of the step, where the
             wrapped cell's own state may be the one that it restarts from.
 
@@ -92,12 +97,12 @@ def ragged(cell: Cell, *, masks: bool, restarts: bool, keep_states: bool) -> Cel
     def finish(
         params: Any, state: Any, flags: FlaggedInputs, new_state: Any, output: Any
     ) -> tuple[Any, Any]:
-        if masks:
+        if flags.keep is not None:
             keep = flags.keep[..., 0] > 0
             new_state = select(keep, new_state, state)
             output = select(keep, output, jax.tree.map(jnp.zeros_like, output))
         carried = new_state
-        if restarts:
+        if flags.restart is not None:
             restart = flags.restart[..., 0] > 0
             dtype = flags.restart.dtype
             initial = cell.initial_state(restart.shape, dtype=dtype, params=params)

@@ -87,8 +87,7 @@ def unroll(
         ((100, 16, 128), (16, 128))
     """
     checked_cell("cell", cell)
-    if engine is not None:
-        checked_engine(engine)
+    checked_engine(engine)
     if compute_dtype is not None:
         compute_dtype = _check.float_dtype("compute_dtype", compute_dtype)
     reverse = _check.flag("reverse", reverse)
@@ -152,9 +151,7 @@ def run(
     if resets is not None:
         initial = cell.initial_state(inputs.shape[1:-1], dtype=inputs.dtype, params=params)
         state = select(first_resets(resets, reverse=reverse), initial, state)
-    wrapped = ragged(
-        cell, masks=mask is not None, restarts=resets is not None, keep_states=keep_states
-    )
+    wrapped = ragged(cell, keep_states=keep_states)
     flags = flagged(inputs, mask, resets, reverse=reverse)
     inputs = flags._replace(inputs=noisy(flags.inputs, noise))
     state, (outputs, states), _ = engine(

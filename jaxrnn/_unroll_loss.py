@@ -1,6 +1,5 @@
 """A loss on every step's output that never keeps them all."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
 from jaxrnn._unroll import checked_flags, run
 from jaxrnn.engines import Engine, checked_engine, choose_engine
-from jaxrnn.engines._chunks import nearby_divisor, scan_checkpointed
+from jaxrnn.engines._chunks import root_chunk, scan_checkpointed
 from jaxrnn.engines._engine import checked_chunk
 from jaxrnn.wrappers._compute_dtype import computing_in
 
@@ -90,17 +89,15 @@ def unroll_loss(
     """
     _check.function("loss", loss)
     checked_cell("cell", cell)
-    if engine is not None:
-        checked_engine(engine)
+    checked_engine(engine)
     if compute_dtype is not None:
         compute_dtype = _check.float_dtype("compute_dtype", compute_dtype)
     _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
     steps = inputs.shape[0]
     _check.steps("targets", targets, steps)
-    if chunk is None:
-        chunk = nearby_divisor(steps, math.isqrt(steps))
-    else:
-        chunk = checked_chunk(_check.size("chunk", chunk), steps)
+    _check.kept("targets", targets)
+    chunk = chunk if chunk is None else _check.size("chunk", chunk)
+    chunk = checked_chunk(chunk, steps) or root_chunk(steps)
     state = cell.checked_state(params, state, inputs, batch_shape=inputs.shape[1:-1])
     if compute_dtype is not None:
         cell = computing_in(cell, compute_dtype)

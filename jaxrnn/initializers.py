@@ -44,9 +44,9 @@ def _checked(draw: Initializer, **settings: float) -> Initializer:
     """
 
     def init(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        dtype = _dtype(dtype)
+        key, dtype = _check.key("key", key), _dtype(dtype)
         for name, value in settings.items():
-            _fits(name, value, dtype)
+            check_fits(name, value, dtype)
         wide = jnp.promote_types(dtype, jnp.float32)
         return draw(key, _check.shape("shape", shape), wide).astype(dtype)
 
@@ -60,7 +60,8 @@ def _dtype(dtype: Any) -> np.dtype:
     return _check.float_dtype("dtype", dtype)
 
 
-def _fits(name: str, value: float, dtype: np.dtype) -> None:
+def check_fits(name: str, value: float, dtype: np.dtype) -> None:
+    """Raise if a setting would be infinite in a dtype."""
     largest = float(jnp.finfo(dtype).max)
     if abs(value) > largest:
         raise ValueError(f"{name}: got {value}, wanted at most {largest:.3g}, as {dtype} holds")
@@ -265,8 +266,8 @@ def unitary() -> Initializer:
 def _unitary(
     key: PRNGKeyArray, shape: tuple[int, int], dtype: Any = jnp.complex64
 ) -> Complex[Array, "H H"]:
-    _square(shape)
-    dtype = _dtype(dtype)
+    key, dtype = _check.key("key", key), _dtype(dtype)
+    _square(_check.shape("shape", shape))
     if not jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"dtype: got {dtype}, wanted complex64 or complex128")
     q, r = jnp.linalg.qr(jax.random.normal(key, shape, dtype))
@@ -322,7 +323,7 @@ def chrono(max_time: float) -> Initializer:
 def _chrono(max_time: float) -> Initializer:
     def draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype) -> Float[Array, "..."]:
         # Its logarithm fits into fewer bits than itself.
-        _fits("max_time", max_time, dtype)
+        check_fits("max_time", max_time, dtype)
         return jnp.log(jax.random.uniform(key, shape, dtype, 1, max_time - 1))
 
     return _checked(draw)

@@ -50,8 +50,11 @@ def softmax_cross_entropy(
     entries = optax.softmax_cross_entropy_with_integer_labels(
         jnp.where(mask[..., None], logits, 0), jnp.where(mask, labels, 0)
     )
-    # optax counts negative labels from the last class; beyond the classes it gives NaN itself.
-    return _mean(jnp.where(labels < 0, jnp.nan, entries), mask)
+    # optax may count labels that are no class from the last one. Compared in the labels' own dtype,
+    # which need not hold as many as there are classes.
+    last = min(logits.shape[-1] - 1, int(jnp.iinfo(labels.dtype).max))
+    none = (labels < 0) | (labels > last)
+    return _mean(jnp.where(none, jnp.nan, entries), mask)
 
 
 def squared_error(
@@ -99,7 +102,7 @@ def squared_error(
 
 
 def _same_shape(name: str, value: Array, shape: tuple[int, ...]) -> None:
-    if jnp.shape(value) != shape:
+    if getattr(value, "shape", None) != shape:
         raise ValueError(f"{name}: got {_check.describe(value)}, wanted shape {shape}")
 
 
@@ -116,4 +119,4 @@ def _mean(entries: Array, mask: Array) -> Array:
     # Neither the sum nor the count of many entries fits into float16, as their mean does.
     wide = jnp.promote_types(entries.dtype, jnp.float32)
     total = jnp.where(mask, entries, 0).sum(dtype=wide)
-    return (total / jnp.maximum(mask.sum(), 1)).astype(entries.dtype)
+    return (total / jnp.maximum(mask.sum(), 1).astype(wide)).astype(entries.dtype)

@@ -61,7 +61,7 @@ def adding(
 
     References:
         Hochreiter and Schmidhuber, "Long short-term memory", 1997, section 5.4; with one mark in
-        each half as in Le, Jaitly and Hinton, 2015, section 4.1.
+        each half as in Arjovsky, Shah and Bengio, 2016, section 4.2.
     """
     batch_size = _check.size("batch_size", batch_size)
     length = _check.size("length", length, least=2)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -219,29 +218,6 @@ DEEP = [
 def innermost(params: Any) -> Any:
     """Return the params of the cell that a wrapper holds, or of the cell."""
     return innermost(params.cell) if hasattr(params, "cell") else params
-
-
-def randomised(params: Any, key: jax.Array) -> Any:
-    """Replace every parameter, zero biases too, by noise, so that no term can hide."""
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(
-        treedef,
-        [
-            0.5 * jax.random.normal(k, leaf.shape, leaf.dtype)
-            for k, leaf in zip(keys, leaves, strict=True)
-        ],
-    )
-
-
-def problem(cell: jaxrnn.Cell, *, length=6, batch=(2,), features=3, dtype=None, seed=0):
-    """Return random params, inputs and state for a cell, in the widest dtype that is enabled."""
-    dtype = jnp.result_type(float) if dtype is None else dtype
-    keys = jax.random.split(jax.random.key(seed), 4)
-    params = randomised(cell.init(keys[0], features, dtype=dtype), keys[1])
-    inputs = jax.random.normal(keys[2], (length, *batch, features), dtype)
-    state = randomised(cell.initial_state(batch, dtype=dtype, params=params), keys[3])
-    return params, inputs, state
 
 
 def numpy_unroll(row: Row, params: Any, inputs: Any, state: Any) -> tuple[tuple, np.ndarray]:

@@ -12,7 +12,8 @@ import pytest
 
 import jaxrnn
 from jaxrnn import cells
-from tests.cells import DEEP, complex_step_gradient, innermost, numpy_unroll, problem
+from tests.cells import DEEP, complex_step_gradient, innermost, numpy_unroll
+from tests.problems import problem
 from tests.tolerances import FLOAT64, SIXTEEN_BITS, x64
 
 H, I, B, T = 4, 3, 2, 6
@@ -234,6 +235,11 @@ def test_bad_settings(make, setting, error, message):
             r"forget_bias: got float64\[4\]",
         ),
         (lambda: untyped.lstm(4, forget_bias=np.nan), ValueError, "forget_bias: got nan"),
+        (
+            lambda: untyped.lstm(4, forget_bias=1e5).init(jax.random.key(0), 2, dtype="float16"),
+            ValueError,
+            "forget_bias: got 100000.0, wanted at most",
+        ),
         (
             lambda: untyped.lstm(4, forget_bias=2.0, use_bias=False),
             ValueError,

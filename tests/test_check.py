@@ -1,7 +1,7 @@
 """The checks of arguments: what each lets through, and what it says of the rest."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +105,8 @@ def test_plain_values_come_back_as_pythons_own(check, value, wanted):
         (_check.float_dtype, 32, TypeError, "got 32"),
         (_check.float_dtype, "float64", ValueError, "got float64, .*jax_enable_x64"),
         (_check.float_dtype, float, ValueError, "got float64"),
+        (_check.float_dtype, ">f4", TypeError, "got >f4, wanted a floating dtype of JAX"),
+        (_check.float_dtype, np.longdouble, TypeError, "got float128, wanted a floating dtype"),
     ],
 )
 def test_wrong_plain_values(check, value, error, message):
@@ -156,6 +158,31 @@ def test_floating_dtypes():
 def test_arrays(value, error, message):
     with pytest.raises(error, match=message):
         _check.array("xs", value, min_ndim=2, axes="(T, I)")
+
+
+class Foreign(NamedTuple):
+    """What another library's array looks like: its dtype is nothing to JAX, as torch's are."""
+
+    dtype: Any = "torch.float32"
+    shape: Any = (2,)
+
+
+@pytest.mark.parametrize(
+    ("check", "wanted"),
+    [
+        (functools.partial(_check.array, min_ndim=1, axes="(N)"), "a floating dtype of JAX"),
+        (functools.partial(_check.integers, low=0, high=1), "an array of integers"),
+        (_check.key, "a key of jax.random.key"),
+        (_check.scalar, "a floating scalar"),
+    ],
+)
+def test_arrays_of_other_libraries(check, wanted):
+    with pytest.raises(TypeError, match=rf"xs: \w+ torch.float32\[2\], wanted {wanted}"):
+        check("xs", Foreign())
+
+
+def test_keys_of_another_implementation():
+    assert _check.key("key", np.zeros(4, np.uint32)).shape == (4,)
 
 
 def test_good_arrays_come_back():

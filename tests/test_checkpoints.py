@@ -73,21 +73,21 @@ class Stop(Exception):
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, undisturbed):
     def stop(step, result):
-        if step == 6:
+        if step == 3:
             raise Stop
 
     with pytest.raises(Stop):
         start(tmp_path, on_report=stop)
-    assert folders(tmp_path) == ["step_00000002", "step_00000004"]
+    assert folders(tmp_path) == ["step_00000002"]
     reports = []
     result = start(tmp_path, on_report=lambda *report: reports.append(report))
     equal(result, undisturbed)
-    assert [step for step, _ in reports] == [6, 8]
-    equal(reports[0][1], start(steps=6))
-    equal(reports[1][1], undisturbed)
+    assert [step for step, _ in reports] == [3, 6, 8]
+    equal(reports[0][1], start(steps=3))
+    equal(reports[2][1], undisturbed)
     assert folders(tmp_path) == ["step_00000006", "step_00000008"]
     # What has ended returns its result again, and reports nothing.
-    equal(start(tmp_path, on_report=stop), undisturbed)
+    equal(start(tmp_path, on_report=begun), undisturbed)
 
 
 def test_a_run_can_be_made_longer(tmp_path, undisturbed):
@@ -248,6 +248,57 @@ def test_what_stands_in_the_way_is_told_before_training(tmp_path, name):
         pytest.raises(FileExistsError, match="step_00000006, which is not of jaxrnn"),
     ):
         start(tmp_path, report_every=1, on_report=begun)
+
+
+def test_a_link_to_a_checkpoint_elsewhere_stays_and_so_does_that(tmp_path):
+    _checkpoints.save(jaxrnn.Checkpoints(tmp_path / "archive"), snapshot(1))
+    archived, link = tmp_path / "archive" / "step_00000001", tmp_path / "run" / "step_00000001"
+    link.parent.mkdir()
+    link.symlink_to(archived)
+    checkpoints = jaxrnn.Checkpoints(tmp_path / "run", keep=1)
+    equal(_checkpoints.restore(checkpoints, snapshot(0)), snapshot(1))
+    _checkpoints.save(checkpoints, snapshot(2))
+    assert folders(tmp_path / "run") == ["step_00000001", "step_00000002"]
+    assert _checkpoints._damage(archived) is None
+
+
+def test_a_link_to_nowhere_is_told_before_training(tmp_path):
+    (tmp_path / "step_00000006").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError, match="step_00000006, which is not of jaxrnn"):
+        start(tmp_path, report_every=1, on_report=begun)
+
+
+def test_a_report_that_fails_costs_no_checkpoint(tmp_path, undisturbed):
+    def fail(step, result):
+        if step == 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        start(tmp_path, report_every=1, on_report=fail)
+    assert folders(tmp_path) == ["step_00000002", "step_00000004"]
+    equal(start(tmp_path), undisturbed)
+
+
+def test_what_cannot_be_listed_is_no_empty_directory(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(_checkpoints.os, "listdir", refuse)
+    with pytest.raises(PermissionError, match="not yours"):
+        start(tmp_path, on_report=begun)
+
+
+def test_what_cannot_be_removed_does_not_end_training(tmp_path, monkeypatch, undisturbed):
+    remove = _checkpoints._remove
+
+    def refuse(folder):
+        if folder.exists():
+            raise PermissionError("not yours")
+        remove(folder)
+
+    monkeypatch.setattr(_checkpoints, "_remove", refuse)
+    with pytest.warns(UserWarning, match="step_00000002 stays: not yours"):
+        equal(start(tmp_path), undisturbed)
 
 
 def test_what_cannot_be_read_is_passed_over(tmp_path, monkeypatch):

@@ -553,6 +553,35 @@ def test_a_bare_steps_state_must_have_the_inputs_batch():
         state_gradients(loss, step, params, inputs, initial_hidden((4,), "float32"))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "state", "error", "message"),
+    [
+        (lambda p, h, x: None, np.zeros((2, 3), "float32"), TypeError, "cell: the step: got NoneT"),
+        (lambda p, h, x: (h, h, h), np.zeros((2, 3), "float32"), TypeError, r"wanted \(state, out"),
+        (
+            lambda p, h, x: (h[:1], h),
+            np.zeros((2, 3), "float32"),
+            ValueError,
+            "step's new state: g",
+        ),
+        (lambda p, h, x: (h > 0, h), np.zeros((2, 3), "float32"), TypeError, "step's new state: g"),
+        (lambda p, h, x: (h, x), (), TypeError, r"state: got tuple\(\), wanted at least one"),
+        (lambda p, h, x: (h, h), 0.0, TypeError, "state: got float 0.0, wanted "),
+        (lambda p, h, x: (h, h), np.zeros((2, 3)), (TypeError, ValueError), "state: got float64"),
+    ],
+)
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda *arguments: state_gradients(loss, *arguments, part=None),
+        jaxrnn.diagnostics.lyapunov_exponents,
+    ],
+)
+def test_bare_steps_are_checked_as_cells_are(measure, wrong, state, error, message):
+    with pytest.raises(error, match=message):
+        measure(wrong, (), np.ones((5, 2, 1), np.float32), state)
+
+
 def test_a_state_without_a_hidden_part_is_refused():
     cell = own_cell(
         lambda params, state, x: (state, state[0]),

@@ -14,8 +14,9 @@ import jaxrnn
 from jaxrnn.engines import _hoisted
 from jaxrnn.engines._chunks import nearby_divisor
 from jaxrnn.engines._gated import anatomy
-from tests.cells import CELLS, innermost, problem, randomised
+from tests.cells import CELLS, innermost
 from tests.engines import ENGINES
+from tests.problems import drawn, problem
 from tests.tolerances import FLOAT64, x64
 
 T, H = 5, 3
@@ -327,7 +328,7 @@ def test_parts_that_do_not_act_on_any_leading_axes(part, function):
 def test_forward_mode(cell, engine):
     with x64():
         arguments = problem(cell, length=T, dtype=jnp.float64)
-        tangents = randomised(arguments, jax.random.key(7))
+        tangents = drawn(arguments, 7)
         compare(cell, engine, lambda f, a, t: jax.jvp(f, (a,), (t,)), arguments, tangents)
 
 
@@ -344,7 +345,7 @@ def test_forward_mode(cell, engine):
 def test_second_derivatives(cell, engine, second):
     with x64():
         arguments = problem(cell, length=3, batch=(), dtype=jnp.float64)
-        compare(cell, engine, second, arguments, randomised(arguments, jax.random.key(7)))
+        compare(cell, engine, second, arguments, drawn(arguments, 7))
 
 
 def compare_under_vmap(cell, engine):

@@ -10,7 +10,7 @@ import pytest
 
 import jaxrnn
 from jaxrnn import initializers
-from tests.tolerances import FLOAT64, x64
+from tests.tolerances import FLOAT64, STANDARD_ERRORS, x64
 
 # A product of orthogonal 6 by 6 factors in float32, with 6e-8 of rounding an operation.
 ORTHOGONAL = 2e-6
@@ -122,7 +122,7 @@ def test_draws_of_glorot_have_each_gates_variance():
     limit = np.sqrt(6 / sum(shape))
     assert 0.999 * limit < np.abs(kernel).max() <= limit
     # A uniform's variance is limit**2 / 3; its estimate from n draws is off by 0.9 / sqrt(n).
-    assert abs(np.var(kernel) / (limit**2 / 3) - 1) < 5 * 0.9 / np.sqrt(kernel.size)
+    assert abs(np.var(kernel) / (limit**2 / 3) - 1) < STANDARD_ERRORS * 0.9 / np.sqrt(kernel.size)
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (2, 4), (4, 2)])
@@ -273,7 +273,7 @@ def test_unitary_is_drawn_by_haars_measure():
         # Diaconis and Shahshahani: mean 0, mean square modulus `power` up to `size`. Moduli squared
         # are about exponential, so n draws are off by that mean / sqrt(n).
         square = np.abs(traces[-1]) ** 2
-        assert abs(traces[-1].mean()) < 5 * np.sqrt(power / count)
+        assert abs(traces[-1].mean()) < STANDARD_ERRORS * np.sqrt(power / count)
         assert square.mean() == pytest.approx(power, rel=5 / np.sqrt(count))
     # The phases of all eigenvalues are spread evenly: Kolmogorov and Smirnov's distance, with 2.0
     # for one in a thousand if they were independent; as they repel one another it is less.

@@ -12,13 +12,11 @@ import pytest
 
 import jaxrnn
 from tests.cells import CELLS, numpy_unroll
-from tests.tolerances import FLOAT32, FLOAT64, x64
+from tests.tolerances import FLOAT32, FLOAT64, STANDARD_ERRORS, x64
 
 KEY = jax.random.key(0)
 ROWS = {row.name: row for row in CELLS}
 
-# A fraction among n draws is off by at most 0.5 / sqrt(n); this many of them never come about.
-STANDARD_ERRORS = 5
 
 T, B = 12, 2
 

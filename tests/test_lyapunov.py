@@ -439,6 +439,9 @@ def test_dimension_and_entropy(exponents, dimension, rate):
     batch = array([exponents, exponents - 100])
     np.testing.assert_allclose(kaplan_yorke_dimension(batch), [dimension, 0], **FLOAT32)
     np.testing.assert_allclose(entropy_rate(batch), [rate, 0], **FLOAT32)
+    for measure in (kaplan_yorke_dimension, entropy_rate):
+        one_unknown = measure(jnp.asarray(batch).at[0, -1].set(jnp.nan))
+        assert np.isnan(one_unknown).tolist() == [True, False]
 
 
 # Bad input ---------------------------------------------------------------------------------------

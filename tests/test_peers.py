@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from tests.cells import problem
+from tests.problems import problem
 from tests.tolerances import PEERS_RELATIVE, relative_error, x64
 
 pytestmark = pytest.mark.peers

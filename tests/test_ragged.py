@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from tests.cells import CELLS, problem
+from tests.cells import CELLS
 from tests.engines import ENGINES
+from tests.problems import problem
 from tests.tolerances import FLOAT64, PEERS_RELATIVE, relative_error, x64
 
 H, T, B = 3, 7, 4
@@ -202,6 +203,16 @@ def test_a_stack_in_windows_is_one_long_call_to_the_last_bit(engine, windows):
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("dtype", "many"), [("uint32", 2**32 - 1), ("int8", 127)])
+def test_lengths_of_any_integer_dtype_within_jit(dtype, many):
+    """Beyond the end they count as the end, whatever another dtype would make of them."""
+    cell = jaxrnn.elman(H)
+    params, inputs, state = problem(cell, length=T, batch=(B,))
+    run = jax.jit(lambda lengths: jaxrnn.unroll(cell, params, inputs, state, lengths=lengths))
+    got, wanted = run(np.array([many, 3, 0, 5], dtype)), run(LENGTHS)
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
 def test_layouts_and_transformations():
     cell = jaxrnn.gru(H)
     params, inputs, state = problem(cell, length=T, batch=(B,))

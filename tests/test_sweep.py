@@ -222,6 +222,7 @@ def test_a_member_that_diverges_stops_and_harms_no_other(report_every):
         ({"settings": None}, TypeError, "settings: got None and a single key"),
         ({"settings": 0.1}, TypeError, "settings: got float 0.1, wanted arrays"),
         ({"settings": [0.1, 0.2]}, TypeError, "settings: got list"),
+        ({"settings": np.array([2**40])}, ValueError, r"settings\[0\]: got int64\[1\], whose"),
         ({"settings": np.ones(0)}, ValueError, r"settings: got \[0\] members"),
         ({"settings": (np.ones(2), np.ones(3))}, ValueError, r"settings: got \[2, 3\] members"),
         ({"key": jax.random.split(KEY, 3)}, ValueError, r"key: got key<fry>\[3\], wanted 2 keys"),

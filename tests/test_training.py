@@ -303,6 +303,24 @@ def test_a_gradient_that_is_not_finite_stops_training_with_the_carry_from_before
     assert np.isfinite(result.gradient_norms).tolist() == [True, True, False]
 
 
+def test_a_carry_that_ceases_to_be_finite_stops_training_with_that_from_before():
+    def fill(params, carry, batch, key):
+        count, best = carry
+        return jnp.square(params), (jnp.where(count < 2, count + 1, jnp.nan), best)
+
+    # What was infinite from the start may be so on purpose.
+    carry = jnp.array(0.0), jnp.array(-jnp.inf)
+    with pytest.raises(
+        jaxrnn.NonFiniteError, match=r"The first to go bad was the carry\[0\]\."
+    ) as e:
+        jaxrnn.fit(
+            fill, jnp.array(1.0), optax.sgd(0.1), jnp.zeros(1), steps=9, key=KEY, carry=carry
+        )
+    assert e.value.step == 2
+    assert e.value.result.carry[0] == 2
+    np.testing.assert_allclose(e.value.result.params, 0.8**2, **FLOAT32)
+
+
 class Leaves(NamedTuple):
     """Parameters as a layer has them, to see how an error names a leaf."""
 
@@ -515,6 +533,8 @@ def test_an_lstm_learns_the_adding_problem():
         ({"params": np.ones(2)}, ValueError, r"params: got float64\[2\], whose values change"),
         ({"carry": [np.ones(2)]}, ValueError, r"carry\[0\]: got float64\[2\]"),
         ({"batches": np.array([2**32 + 1])}, ValueError, r"batches: got int64\[1\]"),
+        ({"batches": lambda key: np.ones(1)}, ValueError, r"batches: got float64\[1\], whose"),
+        ({"params": {}}, TypeError, "params: got dict {}, wanted at least one array to train"),
         ({"clip_norm": 0}, ValueError, "clip_norm: got 0"),
         ({"clip_norm": 1e-50}, ValueError, "clip_norm: got 1e-50, wanted more"),
         ({"clip_norm": -1.0}, ValueError, "clip_norm: got -1.0"),
@@ -573,6 +593,30 @@ def test_bad_input_of_fit(change, error, message):
     }
     with pytest.raises(error, match=message):
         jaxrnn.fit(**arguments)
+
+
+@pytest.mark.parametrize("name", ["params", "key", "carry"])
+def test_fit_is_no_function_to_compile(name):
+    def run(value):
+        arguments = {"params": 1.0, "key": KEY, "carry": None, name: value}
+        return jaxrnn.fit(
+            square, optimizer=optax.sgd(0.1), batches=np.ones(1), steps=1, **arguments
+        )
+
+    with pytest.raises(TypeError, match=f"{name}: got traced arrays, .* call fit outside of jit"):
+        jax.jit(run)(KEY if name == "key" else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1.0, 1.0, KEY), r"train_state: got float32\[\], wanted what init_train_state returns"),
+        ((jaxrnn.init_train_state(1.0, optax.sgd(0.1)), 1.0, 0), "key: got int32"),
+    ],
+)
+def test_bad_input_of_a_step(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        jaxrnn.train_step(square, optax.sgd(0.1))(*arguments)
 
 
 @pytest.mark.parametrize(

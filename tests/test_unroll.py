@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from tests.cells import DEEP, innermost, numpy_unroll, problem
+from tests.cells import DEEP, innermost, numpy_unroll
+from tests.problems import problem
 from tests.tolerances import FLOAT64, x64
 
 H, T = 4, 6
@@ -111,7 +112,7 @@ def test_an_empty_batch_is_no_error():
 
 def test_nan_stays_visible_and_in_its_sequence(gru):
     cell, params, inputs, state = gru
-    _, outputs = jaxrnn.unroll(cell, params, inputs.at[3, 0, 0].set(jnp.nan), state)
+    _, outputs = jaxrnn.unroll(cell, params, jnp.asarray(inputs).at[3, 0, 0].set(jnp.nan), state)
     assert np.isfinite(outputs[:3]).all()
     assert np.isnan(outputs[3:, 0]).all()
     assert np.isfinite(outputs[:, 1]).all()

@@ -11,7 +11,8 @@ import optax
 import pytest
 
 import jaxrnn
-from tests.cells import DEEP, problem
+from tests.cells import DEEP
+from tests.problems import problem
 from tests.tolerances import FLOAT32, FLOAT64
 
 H, T, B, SYMBOLS = 3, 12, 2, 5
@@ -160,6 +161,7 @@ def test_an_empty_sequence_costs_nothing(data):
         ({"cell": "gru"}, TypeError, "cell: got str"),
         ({"inputs": jnp.ones(3)}, ValueError, r"inputs: got float32\[3\]"),
         ({"targets": jnp.ones((T - 1, B))}, ValueError, r"targets: got float32\[11, 2\].*12 steps"),
+        ({"targets": np.full((T, B), 2**40)}, ValueError, r"targets: got int64\[12, 2\], whose"),
         ({"targets": {"a": 1.0}}, ValueError, r"targets\['a'\]: got float 1.0"),
         ({"chunk": 0}, ValueError, "chunk: got 0"),
         ({"chunk": T + 1}, ValueError, "chunk: got 13 for inputs of 12 steps"),

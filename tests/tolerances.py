@@ -16,6 +16,10 @@ FLOAT32: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-6}
 # roundings average out.
 PEERS_RELATIVE = {"float32": 1e-6, "float64": 1e-13}
 
+# A mean of draws against the true one: more standard errors than these come about for less than
+# one key in 10,000, and the keys are always the same.
+STANDARD_ERRORS = 4
+
 # Sixteen bits against float32: bfloat16 keeps 8 bits, so each rounding is 4e-3; float16 keeps 11.
 SIXTEEN_BITS = {"bfloat16": 6e-2, "float16": 8e-3}
 

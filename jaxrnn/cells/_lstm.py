@@ -99,6 +99,7 @@ def _lstm(
     recurrent_init: Initializer,
 ) -> Cell[LSTMParams, LSTMState]:
     def init(key, input_size, dtype):
+        initializers.check_fits("forget_bias", forget_bias, dtype)
         kernel_key, recurrent_key = jax.random.split(key)
         forget = slice(hidden_size, 2 * hidden_size)
         return LSTMParams(

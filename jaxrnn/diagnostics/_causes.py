@@ -15,7 +15,14 @@ from jaxrnn._dtypes import wide
 from jaxrnn._jaxpr import primitives
 from jaxrnn.diagnostics._norm import scale_of
 from jaxrnn.diagnostics._products import with_products
-from jaxrnn.diagnostics._tangents import Step, checked_state, finite, flatten, step_of
+from jaxrnn.diagnostics._tangents import (
+    Step,
+    checked_state,
+    finite,
+    flatten,
+    step_of,
+    structure_of,
+)
 
 # What a number of one unit gets into those of others by.
 _MIXING = ("dot_general", "conv_general", "reduce_", "cum", "sort")
@@ -39,9 +46,10 @@ def spectral_radius(kernel: Float[Array, "*batch N N"]) -> Float[Array, "*batch"
 
         radius = max(abs(eigenvalues(kernel)))
 
-    Below 1 (times the activation's largest derivative) a recurrent kernel's long products shrink
-    and gradients vanish; above 1 they may explode. A gated cell has a kernel for each gate: split
-    them along the last axis first.
+    In a linear network gradients vanish in the end where it is below 1, and explode where it is
+    above. With an activation it is a guide only: what bounds them is the largest singular value, as
+    in `pascanu_bound`. A gated cell has a kernel for each gate: split them along the last axis
+    first.
 
     Args:
         kernel: square matrices `(*batch, N, N)`.
@@ -250,13 +258,9 @@ def _one_at_a_time(tree: PyTree) -> list[PyTree]:
     ]
 
 
-def _structure(cell: Cell | Step) -> Gated | None:
-    return cell.structure if isinstance(cell, Cell) else None
-
-
 @functools.partial(jax.jit, static_argnames=("cell", "threshold"), inline=True)
 def _saturation(params, state, inputs, *, cell, threshold):
-    gated = _structure(cell)
+    gated = structure_of(cell)
 
     def body(state, inputs):
         if gated is None:
@@ -363,7 +367,7 @@ def _held(
     cell: Cell | Step, params: PyTree, state: PyTree, inputs: Array
 ) -> Callable[[PyTree], PyTree]:
     """Return a step's function of the state, with the products of the state held as they are."""
-    gated = _structure(cell)
+    gated = structure_of(cell)
     if gated is None:
         return with_products(
             lambda state: step_of(cell)(params, state, inputs)[0], lax.stop_gradient

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
-from jaxrnn.diagnostics._model import Model, checked_model, run_model, scan
+from jaxrnn.diagnostics._model import Model, check_model, run_model, scan
 from jaxrnn.diagnostics._norm import norm
 from jaxrnn.diagnostics._perturb import perturb_state
 from jaxrnn.diagnostics._tangents import Step, step_of
@@ -78,8 +78,8 @@ def state_gradients(
         2013, equations 3 to 5.
     """
     _check.function("loss", loss)
-    _checked_part(part)
-    checked_model(cell, params, inputs, state)
+    _check_part(part)
+    check_model(cell, params, inputs, state)
     shapes = []
 
     def record(cell, params, inputs, state, *, reverse):
@@ -191,7 +191,7 @@ def _shapes(parts: PyTree, steps: int) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype), parts)
 
 
-def _checked_part(part: Any) -> None:
+def _check_part(part: Any) -> None:
     if part is not None and not isinstance(part, str):
         raise TypeError(f"part: got {_check.describe(part)}, wanted a field's name or None")
 

@@ -102,9 +102,9 @@ def jacobian_spectrum(
             f"num_values: got {wanted}, wanted at most {available}, the number of floats in one "
             "sequence's state"
         )
-    # Vectors beyond those wanted make the iteration converge; where they are all, it is no gain.
-    block = 2 * wanted + 10
-    run = _all_values if 3 * block >= available else functools.partial(_few_values, block=block)
+    # Where the iteration's vectors are nearly all that there are, it is no gain.
+    few = 3 * _block(wanted) < available
+    run = functools.partial(_few_values, wanted=wanted) if few else _all_values
     different = sorted(set(checked))
     values = run(params, state, inputs[: different[-1]], cell=cell, lags=tuple(different))
     return values[np.searchsorted(different, checked)][..., :wanted]
@@ -133,8 +133,14 @@ def _all_values(params, state, inputs, *, cell, lags):
     return jnp.linalg.svd(products, compute_uv=False)
 
 
-@functools.partial(jax.jit, static_argnames=("cell", "lags", "block"), inline=True)
-def _few_values(params, state, inputs, *, cell, lags, block):
+def _block(wanted: int) -> int:
+    """Return with how many vectors to iterate: those beyond the wanted ones make it converge."""
+    return 2 * wanted + 10
+
+
+@functools.partial(jax.jit, static_argnames=("cell", "lags", "wanted"), inline=True)
+def _few_values(params, state, inputs, *, cell, lags, wanted):
+    block = _block(wanted)
     flat = flatten(state, inputs.ndim - 2)
     advance = flat_step(cell, params, state)
     basis = jnp.asarray(fixed_basis(block, flat.shape[-1]), flat.dtype)
@@ -170,7 +176,6 @@ def _few_values(params, state, inputs, *, cell, lags, block):
             inside = jnp.einsum("k...n,j...n->...kj", best, tangents)
             last = best - jnp.einsum("...kj,j...n->k...n", inside, tangents)
             new = new[..., :block]
-            wanted = (block - 10) // 2
             change = jnp.max(jnp.abs(new - values)[..., :wanted], axis=-1, keepdims=True)
             return best, last, new, change, passes + 1
 

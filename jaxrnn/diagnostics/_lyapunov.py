@@ -199,7 +199,9 @@ def kaplan_yorke_dimension(exponents: Float[Array, "*batch K"]) -> Float[Array, 
     following = jnp.take_along_axis(
         jnp.concatenate([descending, nothing - jnp.inf], -1), whole[..., None], -1
     )
-    return whole + (total / jnp.abs(following))[..., 0]
+    dimension = whole + (total / jnp.abs(following))[..., 0]
+    # Sorted last, one that isn't a number would count for nothing.
+    return jnp.where(jnp.isnan(descending).any(-1), jnp.nan, dimension)
 
 
 def entropy_rate(exponents: Float[Array, "*batch K"]) -> Float[Array, "*batch"]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from jaxrnn import _check
 from jaxrnn._cell import Cell
 from jaxrnn._dtypes import strongly_typed
-from jaxrnn.diagnostics._tangents import Step, check_batch, finite, step_of
+from jaxrnn.diagnostics._tangents import Step, check_batch, check_step, finite, step_of
 from jaxrnn.layers import Layer
 from jaxrnn.layers._layer import no_state
 from jaxrnn.wrappers._compute_dtype import computing_in
@@ -21,7 +21,7 @@ Model = Cell | Step | Layer
 Unroll = Callable[..., tuple[Any, Any]]
 
 
-def checked_model(model: Model, params: PyTree, inputs: Array, state: PyTree | None) -> Model:
+def check_model(model: Model, params: PyTree, inputs: Array, state: PyTree | None) -> None:
     """Check what is to be run as far as that can be done before running it."""
     if isinstance(model, Layer):
         if not model.ragged:
@@ -36,12 +36,15 @@ def checked_model(model: Model, params: PyTree, inputs: Array, state: PyTree | N
             raise TypeError("state: got None, wanted a state, as a bare step makes none")
         _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
         for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+            name = f"state{jax.tree_util.keystr(path)}"
+            if not hasattr(leaf, "dtype"):
+                raise TypeError(f"{name}: got {_check.describe(leaf)}, wanted an array")
             # A counter of steps need not have a batch.
-            if jnp.issubdtype(leaf.dtype, jnp.inexact):
-                check_batch(f"state{jax.tree_util.keystr(path)}", leaf, inputs.shape[1:-1])
+            if _check.has_kind(leaf, jnp.inexact):
+                check_batch(name, leaf, inputs.shape[1:-1])
+        check_step(model, params, inputs, state)
     for name, tree in (("params", params), ("inputs", inputs), ("state", state)):
         finite(name, tree)
-    return model
 
 
 def run_model(

@@ -13,8 +13,7 @@ from jax import lax
 from jax.extend import core as jex_core
 from jaxtyping import Array, PyTree
 
-# Calls that only wrap other equations, under all the names that JAX's releases give them.
-WRAPPERS = {"pjit", "jit", "closed_call", "core_call", "checkpoint", "remat2"}
+from jaxrnn._jaxpr import WRAPPERS, evaluate_one, inner_jaxpr, inner_jaxprs
 
 
 def perturb_state(step: Callable[..., Any], parts: Sequence[int]) -> Callable[..., Any]:
@@ -101,16 +100,9 @@ def _find(variable: Any, variables: Any) -> int | None:
     return next((place for place, other in enumerate(variables) if other is variable), None)
 
 
-def inner_jaxpr(equation: Any) -> tuple[Any, Any]:
-    """Return the jaxpr that a wrapper holds, and its constants: some are closed and some open."""
-    inner = equation.params["jaxpr"]
-    return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
-
-
 def _check_visible(jaxpr: Any, equation: Any, target: Any) -> None:
     """Raise if an equation makes the new state together with what may be computed from it."""
-    inner = (jex_core.Jaxpr, jex_core.ClosedJaxpr)
-    if not any(isinstance(leaf, inner) for leaf in jax.tree.leaves(list(equation.params.values()))):
+    if next(inner_jaxprs(equation), None) is None:
         return
     read = [*jaxpr.outvars, *(atom for other in jaxpr.eqns for atom in other.invars)]
     others = [variable for variable in equation.outvars if variable is not target]
@@ -120,22 +112,3 @@ def _check_visible(jaxpr: Any, equation: Any, target: Any) -> None:
             "with other results, wanted these outside of it: inside, what is computed from the "
             "new state can't be told from what is not"
         )
-
-
-def evaluate_one(jaxpr: Any, equation: Any, operands: list) -> list:
-    """Evaluate one equation, as a jaxpr of its own: JAX's public way to do that."""
-    known = {
-        atom: value
-        for atom, value in zip(equation.invars, operands, strict=True)
-        if not isinstance(atom, jex_core.Literal)
-    }
-    alone = jaxpr.replace(
-        constvars=[],
-        invars=list(known),
-        outvars=equation.outvars,
-        eqns=[equation],
-        debug_info=jaxpr.debug_info._replace(
-            arg_names=("",) * len(known), result_paths=("",) * len(equation.outvars)
-        ),
-    )
-    return list(jex_core.jaxpr_as_fun(jex_core.ClosedJaxpr(alone, []))(*known.values()))

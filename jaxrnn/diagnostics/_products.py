@@ -10,8 +10,7 @@ import jax
 from jax.extend import core as jex_core
 from jaxtyping import Array, PyTree
 
-from jaxrnn._jaxpr import primitives_of
-from jaxrnn.diagnostics._perturb import WRAPPERS, evaluate_one, inner_jaxpr
+from jaxrnn._jaxpr import WRAPPERS, evaluate_one, inner_jaxpr, primitives_of
 
 _PRODUCTS = {"dot_general", "conv_general_dilated"}
 

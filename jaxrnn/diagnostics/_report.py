@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -15,7 +14,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from jaxrnn import _check
 from jaxrnn.diagnostics._gradients import gradient_norms
 from jaxrnn.diagnostics._horizon import GradientHorizon, gradient_horizon
-from jaxrnn.diagnostics._model import Model, as_layer, checked_model, run_model, scan
+from jaxrnn.diagnostics._model import Model, as_layer, check_model, run_model, scan
 from jaxrnn.diagnostics._page import Finding, GradientReport, LayerReport, Verdict
 from jaxrnn.diagnostics._suspects import Run, Suspect, suspects
 from jaxrnn.diagnostics._tangents import finite
@@ -87,13 +86,10 @@ def report(
     _check.function("loss", loss)
     fraction = _check.real("fraction", fraction, low=0.0, high=1.0)
     for name, tree in (("params", params), ("inputs", inputs), ("state", state)):
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
-            raise TypeError(
-                f"{name}: got traced arrays, wanted numbers: call report outside of jit"
-            )
+        _check.untraced(name, tree, "report")
     found = _not_finite(params, inputs, state)
     if found is None:
-        checked_model(cell, params, inputs, state)
+        check_model(cell, params, inputs, state)
         found = _examine(loss, as_layer(cell), params, inputs, state, fraction)
     if write is not None:
         write(str(found))

@@ -13,7 +13,7 @@ from jaxrnn._cell import Cell, Gated
 from jaxrnn.cells import ElmanParams, elman
 from jaxrnn.diagnostics._causes import gate_statistics, saturation
 from jaxrnn.diagnostics._products import factors_of_state, with_products
-from jaxrnn.diagnostics._tangents import Step, step_of
+from jaxrnn.diagnostics._tangents import Step, step_of, structure_of
 
 Cause = Literal[
     "not finite",
@@ -62,64 +62,78 @@ def suspects(run: Run, rate: float, *, explodes: bool) -> list[Suspect]:
         rate: nats per step at which its gradient decays, going back.
         explodes: whether the gradient explodes, rather than dies.
     """
-    gated = run.cell.structure if isinstance(run.cell, Cell) else None
+    gated = structure_of(run.cell)
+    forget = _forget_entries(run)
     found = []
     if not explodes:
-        found += _of_activations(run, gated)
+        flat = _flat_units(run)
+        found += _of_slope(run, gated)
+        found += _of_drive(run, gated, flat)
+        found += _of_bias(run, forget, flat)
     found += _of_kernel(run, explodes=explodes)
-    forget = _forget_entries(run)
     if not explodes:
         found += _of_forget_gate(run, forget)
     return [*found, _length(run, rate, forget, explodes=explodes)]
 
 
-def _of_activations(run: Run, gated: Gated | None) -> list[Suspect]:
-    found = []
+def _of_slope(run: Run, gated: Gated | None) -> list[Suspect]:
     slope = _steepest_slope(run, gated)
-    if slope < _FLAT:
-        steep = None
-        if gated is not None and isinstance(run.params, ElmanParams):
-            size = len(run.params.recurrent_kernel)
-            steep = elman(size, use_bias=run.params.bias is not None)
-        found.append(
-            Suspect(
-                "flat activation",
-                f"the activation's steepest slope is {slope:.2f}: a step keeps no more of the "
-                "gradient than that times the recurrent kernel's norm",
-                "an activation of slope 1, such as tanh",
-                steep and (lambda run: run._replace(cell=steep)),
-            )
+    if not slope < _FLAT:
+        return []
+    steep = None
+    if gated is not None and isinstance(run.params, ElmanParams):
+        size = len(run.params.recurrent_kernel)
+        steep = elman(size, use_bias=run.params.bias is not None)
+    return [
+        Suspect(
+            "flat activation",
+            f"the activation's steepest slope is {slope:.2f}: a step keeps no more of the gradient "
+            "than that times the recurrent kernel's norm",
+            "an activation of slope 1, such as tanh",
+            steep and (lambda run: run._replace(cell=steep)),
         )
+    ]
+
+
+def _of_drive(run: Run, gated: Gated | None, flat: str) -> list[Suspect]:
+    drive = _drive(run, gated)
+    if not drive > _LARGE:
+        return []
+    return [
+        Suspect(
+            "input scale",
+            f"what the inputs add to the pre-activations has a root mean square of {drive:.3g}"
+            f"{flat}",
+            f"inputs (or an input kernel) divided by {drive:.3g}",
+            lambda run: run._replace(scale=1 / drive),
+        )
+    ]
+
+
+def _of_bias(run: Run, forget: np.ndarray, flat: str) -> list[Suspect]:
+    bias, other = _field(run, "bias"), forget == 0
+    if bias is None or not other.any():
+        return []
+    size = _root_mean_square(bias[other])
+    if not size > _LARGE:
+        return []
+    return [
+        Suspect(
+            "saturation",
+            f"the biases have a root mean square of {size:.3g}{flat}",
+            "biases of zero",
+            lambda run: _with(run, "bias", jnp.where(other, 0, bias)),
+        )
+    ]
+
+
+def _flat_units(run: Run) -> str:
+    """Return how many units are saturated, to be added to the evidence."""
     try:
         share = float(jnp.mean(saturation(run.cell, run.params, run.inputs, run.state)))
-        flat = f"; {share:.0%} of the units are saturated"
     except ValueError:  # its units reach one another, as under layer normalisation
-        flat = ""
-    drive = _drive(run, gated)
-    if drive > _LARGE:
-        found.append(
-            Suspect(
-                "input scale",
-                f"what the inputs add to the pre-activations has a root mean square of {drive:.3g}"
-                f"{flat}",
-                f"inputs (or an input kernel) divided by {drive:.3g}",
-                lambda run: run._replace(scale=1 / drive),
-            )
-        )
-    bias = _field(run, "bias")
-    if bias is not None:
-        other = ~_forget_entries(run).astype(bool)
-        size = _root_mean_square(bias[other]) if other.any() else 0.0
-        if size > _LARGE:
-            found.append(
-                Suspect(
-                    "saturation",
-                    f"the biases have a root mean square of {size:.3g}{flat}",
-                    "biases of zero",
-                    lambda run: _with(run, "bias", jnp.where(other, 0, bias)),
-                )
-            )
-    return found
+        return ""
+    return f"; {share:.0%} of the units are saturated"
 
 
 def _of_kernel(run: Run, *, explodes: bool) -> list[Suspect]:

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell
+from jaxrnn._cell import Cell, Gated
 from jaxrnn._dtypes import strongly_typed
 
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
@@ -43,7 +43,6 @@ def checked_state(
             f"cell: got {_check.describe(cell)}, wanted a jaxrnn.Cell or a function "
             "(params, state, inputs) -> (state, output)"
         )
-    _check.function("cell.step" if isinstance(cell, Cell) else "cell", step_of(cell))
     _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
     batch_shape = inputs.shape[1:-1]
     if factorised and 0 in batch_shape:
@@ -65,6 +64,8 @@ def checked_state(
         check_batch(name, leaf, batch_shape)
     if isinstance(cell, Cell):
         cell.checked_state(params, state, inputs, batch_shape=batch_shape)
+    else:
+        check_step(cell, params, inputs, state)
     for name, tree in (("params", params), ("inputs", inputs), ("state", state)):
         finite(name, tree)
     return strongly_typed(state)
@@ -77,6 +78,20 @@ def check_batch(name: str, leaf: Array, batch_shape: tuple[int, ...]) -> None:
             f"{name}: got {_check.describe(leaf)}, wanted an array that begins with "
             f"{list(batch_shape)}, the batch dimensions of inputs"
         )
+
+
+def check_step(step: Step, params: PyTree, inputs: Array, state: PyTree) -> None:
+    """Raise unless a bare step makes such a state as it is given, and an output."""
+    for name, tree in (("params", params), ("state", state)):
+        _check.kept(name, tree)
+    if not jax.tree.leaves(state):
+        raise TypeError(f"state: got {_check.describe(state)}, wanted at least one array")
+    state = jax.eval_shape(lambda: strongly_typed(state))
+    one = jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
+    returned = jax.eval_shape(step, params, state, one)
+    if not isinstance(returned, tuple | list) or len(returned) != 2:
+        raise TypeError(f"cell: the step: got {_check.describe(returned)}, wanted (state, output)")
+    _check.tree("cell: the step's new state", returned[0], state, "as the one that it was given")
 
 
 def finite(name: str, tree: PyTree) -> None:
@@ -93,6 +108,11 @@ def finite(name: str, tree: PyTree) -> None:
 def step_of(cell: Cell | Step) -> Step:
     """Return a cell's step, or the step that was given in its place."""
     return cell.step if isinstance(cell, Cell) else cell
+
+
+def structure_of(cell: Cell | Step) -> Gated | None:
+    """Return a cell's parts if it shows them; a bare step shows none."""
+    return cell.structure if isinstance(cell, Cell) else None
 
 
 def flatten(state: PyTree, batch_ndim: int) -> Float[Array, "*batch N"]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
-from jaxrnn.engines._chunks import scan_checkpointed
+from jaxrnn.engines._chunks import root_chunk, scan_checkpointed
 from jaxrnn.engines._engine import Engine, checked_chunk, checked_engine, leading_shape
 from jaxrnn.engines._hoisted import hoisted_where_it_can
 
@@ -22,7 +22,7 @@ class Checkpointed(Engine):
     ) -> tuple[Any, Any, Any]:
         """Run the cell chunk by chunk, each under `jax.checkpoint`."""
         steps = leading_shape(inputs)[0]
-        chunk = checked_chunk(self.chunk, steps)
+        chunk = checked_chunk(self.chunk, steps) or root_chunk(steps)
         engine = self.engine or hoisted_where_it_can(cell)
 
         def run_chunk(state, inputs):
@@ -85,5 +85,5 @@ def checkpointed(chunk: int | None = None, engine: Engine | None = None) -> Chec
     """
     return Checkpointed(
         None if chunk is None else _check.size("chunk", chunk),
-        None if engine is None else checked_engine(engine),
+        checked_engine(engine),
     )

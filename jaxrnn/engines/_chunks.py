@@ -24,6 +24,11 @@ def nearby_divisor(length: int, target: int) -> int:
     return min(divisors, key=lambda n: max(n / target, target / n), default=target)
 
 
+def root_chunk(steps: int) -> int:
+    """Return how many steps a chunk has for the least memory: about the square root of all."""
+    return nearby_divisor(steps, math.isqrt(steps))
+
+
 def scan_chunks(
     function: Callable[[Any, PyTree, PyTree], tuple[Any, PyTree]],
     carry: Any,
@@ -100,20 +105,16 @@ def scan_checkpointed(
     per_step: PyTree,
     *,
     steps: int,
-    chunk: int | None,
+    chunk: int,
     reverse: bool,
 ) -> tuple[Any, PyTree]:
-    """Scan over chunks, keeping of each only the carry that it starts from.
-
-    Chunks of None have a number of steps near the square root of all.
-    """
+    """Scan over chunks, keeping of each only the carry that it starts from."""
 
     # Within a scan nothing is there for XLA to share with, so there is no need to prevent it.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def run_chunk(carry, _, of_steps):
         return function(carry, of_steps)
 
-    chunk = chunk or nearby_divisor(steps, math.isqrt(steps))
     return scan_chunks(run_chunk, carry, None, per_step, steps=steps, chunk=chunk, reverse=reverse)
 
 

@@ -36,9 +36,9 @@ def size_in_bytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def checked_engine(engine: Any) -> Engine:
-    """Return `engine`, an engine."""
-    if not isinstance(engine, Engine):
+def checked_engine(engine: Any) -> Engine | None:
+    """Return `engine`, an engine, or None for whichever is chosen."""
+    if engine is not None and not isinstance(engine, Engine):
         raise TypeError(f"engine: got {_check.describe(engine)}, wanted one such as jaxrnn.scan()")
     return engine
 

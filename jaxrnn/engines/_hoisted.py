@@ -68,7 +68,7 @@ class Hoisted(Engine):
         chunk = chunk or _chunk_length(parts, params, steps)
 
         def call(function, keep, *arguments):
-            run = functools.partial(function, _Options(parts, chunk, reverse, keep))
+            run = functools.partial(function, parts, chunk, reverse, keep)
             together = functools.partial(_together, parts, chunk)
             return call_members(run, *arguments, together=together)
 
@@ -199,25 +199,16 @@ def _step_size(parts: Anatomy) -> int:
     return size_in_bytes((parts.projected, parts.recurrent, parts.recurrent))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Options:
-    """What to run, how many steps at a time, in which direction, and what to keep of it."""
-
-    parts: Anatomy
-    chunk: int
-    reverse: bool
-    keep: Keep
-
-
-def _forward(options: _Options, params: Any, state: Any, inputs: Any) -> tuple[Any, ...]:
+def _forward(
+    parts: Anatomy, chunk: int, reverse: bool, keep: Keep, params: Any, state: Any, inputs: Any
+) -> tuple[Any, ...]:
     """Return the last state, and every step's output, state and what else is to be kept."""
-    parts, chunk, reverse = options.parts, options.chunk, options.reverse
     gated = parts.gated
 
     def body(state, projected):
         recurrent = gated.product(params, state, projected)
         new_state, output = gated.activate(params, state, projected, recurrent)
-        kept = parts.sums.add(projected, recurrent) if options.keep == "products" else None
+        kept = parts.sums.add(projected, recurrent) if keep == "products" else None
         return new_state, (output, new_state, kept)
 
     final, kept = scan_prepared(
@@ -234,7 +225,10 @@ def _forward(options: _Options, params: Any, state: Any, inputs: Any) -> tuple[A
 
 
 def _backward(
-    options: _Options,
+    parts: Anatomy,
+    chunk: int,
+    reverse: bool,
+    keep: Keep,
     params: Any,
     state: Any,
     inputs: Any,
@@ -243,7 +237,6 @@ def _backward(
     cotangents: tuple[Any, Any, Any],
 ) -> tuple[Any, Any, Any]:
     """Return the cotangents of params, first state and inputs."""
-    parts, chunk, reverse = options.parts, options.chunk, options.reverse
     gated = parts.gated
     d_final, d_outputs, d_states = cotangents
     steps, *batch = leading_shape(inputs)
@@ -261,7 +254,7 @@ def _backward(
             lambda inputs: _merged(functools.partial(gated.project, params), inputs, axes), inputs
         )
         exposed = gated.exposed(previous, projected)
-        if options.keep == "products":
+        if keep == "products":
             projected, recurrent = parts.sums.split(*kept)
         else:
             recurrent = _merged(functools.partial(gated.recur, params), exposed, axes)

@@ -82,7 +82,7 @@ def sharded(devices: int | None = None, engine: Engine | None = None) -> Sharded
     """
     return Sharded(
         None if devices is None else _check.size("devices", devices),
-        None if engine is None else checked_engine(engine),
+        checked_engine(engine),
     )
 
 

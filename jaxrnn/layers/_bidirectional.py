@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
-from jaxrnn.layers._layer import Layer, output_size
+from jaxrnn.engines import Engine
+from jaxrnn.layers._layer import Layer
 from jaxrnn.layers._rnn import rnn
 
 
@@ -18,7 +19,7 @@ def bidirectional(
     *,
     return_sequences: bool = True,
     compute_dtype: Any = None,
-    engine: Any = None,
+    engine: Engine | None = None,
 ) -> Layer:
     """Bidirectional layer: outputs of a forward and of a backward pass, side by side.
 
@@ -111,12 +112,6 @@ def bidirectional(
         outputs = jax.tree.map(side_by_side, forwards, backwards)
         return (forward_state, backward_state), outputs
 
-    def output_size_of_both(params: Any, input_size: int, dtype: Any) -> int:
-        return sum(
-            output_size(direction, of_direction, input_size, dtype)
-            for direction, of_direction in zip(directions, params, strict=True)
-        )
-
     name = f"bidirectional({forward.name})"
     return Layer(
         init,
@@ -126,5 +121,4 @@ def bidirectional(
         ragged=True,
         streams=False,
         sequences=return_sequences,
-        output_size=output_size_of_both,
     )

@@ -7,6 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrnn._unroll import unroll
+from jaxrnn.engines import scan
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layer:
@@ -34,8 +37,6 @@ class Layer:
             the last step to the first.
         sequences: whether outputs have a time axis where inputs have one; not so if only the last
             output is returned.
-        output_size: `(params, input_size, dtype) -> O`, the number of features of the outputs. None
-            has it found by `apply`, abstractly and on a single step.
 
     Example:
         A layer that doubles its inputs:
@@ -58,7 +59,6 @@ class Layer:
     ragged: bool = False
     streams: bool = True
     sequences: bool = True
-    output_size: Callable[..., int] | None = None
 
     def __repr__(self) -> str:
         return f"Layer({self.name})"
@@ -74,12 +74,17 @@ def no_state(
 
 def output_size(layer: Layer, params: Any, input_size: int | None, dtype: Any) -> int:
     """Return how many features a layer's outputs have for inputs with so many."""
-    if layer.output_size is not None:
-        return layer.output_size(params, input_size, dtype)
     one_step = (
         jax.ShapeDtypeStruct((1, 1), jnp.int32)
         if input_size is None
         else jax.ShapeDtypeStruct((1, 1, input_size), dtype)
     )
-    _, outputs = jax.eval_shape(lambda p, x: layer.apply(p, None, x), params, one_step)
+    options = {"unroll": _scanned} if layer.ragged else {}
+    _, outputs = jax.eval_shape(lambda p, x: layer.apply(p, None, x, **options), params, one_step)
     return outputs.shape[-1]
+
+
+def _scanned(*arguments: Any, engine: Any, **options: Any) -> tuple[Any, Any]:
+    """Do as `unroll` on any number of steps and sequences, which an engine may not take."""
+    del engine
+    return unroll(*arguments, engine=scan(), **options)

@@ -11,7 +11,7 @@ from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
 from jaxrnn._ragged import real_steps
 from jaxrnn._unroll import unroll
-from jaxrnn.engines import checked_engine
+from jaxrnn.engines import Engine, checked_engine
 from jaxrnn.layers._layer import Layer
 
 
@@ -21,7 +21,7 @@ def rnn(
     reverse: bool = False,
     return_sequences: bool = True,
     compute_dtype: Any = None,
-    engine: Any = None,
+    engine: Engine | None = None,
 ) -> Layer:
     """Recurrent layer: a cell unrolled over the sequence.
 
@@ -55,8 +55,7 @@ def rnn(
         compute_dtype = _check.float_dtype("compute_dtype", compute_dtype)
     reverse = _check.flag("reverse", reverse)
     return_sequences = _check.flag("return_sequences", return_sequences)
-    if engine is not None:
-        checked_engine(engine)
+    checked_engine(engine)
 
     def apply(
         params: Any,
@@ -86,16 +85,6 @@ def rnn(
             return state, outputs
         return state, _last_output(outputs, inputs.shape[:-1], lengths, mask, reverse=reverse)
 
-    # Of the cell itself: an engine may want more than one step, or more than one sequence.
-    def output_size(params: Any, input_size: int, dtype: Any) -> int:
-        _, output = jax.eval_shape(
-            cell.step,
-            params,
-            cell.state_spec(dtype=dtype),
-            jax.ShapeDtypeStruct((input_size,), dtype),
-        )
-        return output.shape[-1]
-
     return Layer(
         cell.init,
         cell.initial_state,
@@ -104,7 +93,6 @@ def rnn(
         ragged=True,
         streams=not reverse,
         sequences=return_sequences,
-        output_size=output_size,
     )
 
 

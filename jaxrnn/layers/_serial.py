@@ -96,11 +96,6 @@ def serial(*layers: Layer) -> Layer:
             new_states.append(new_state)
         return tuple(new_states), inputs
 
-    def output_size_of_stack(params: Any, input_size: int | None, dtype: Any) -> Any:
-        for layer, of_layer in zip(layers, params, strict=True):
-            input_size = output_size(layer, of_layer, input_size, dtype)
-        return input_size
-
     name = f"serial({len(layers)} layers)"
     return Layer(
         init,
@@ -110,7 +105,6 @@ def serial(*layers: Layer) -> Layer:
         ragged=any(layer.ragged for layer in layers),
         streams=all(layer.streams for layer in layers),
         sequences=all(layer.sequences for layer in layers),
-        output_size=output_size_of_stack,
     )
 
 

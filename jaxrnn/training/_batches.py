@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Int, PRNGKeyArray, PyTree
@@ -37,7 +36,9 @@ def make_batches(
 
     def take(step, key, data):
         if period is None:
-            return batches(key)  # pyright: ignore[reportCallIssue]
+            batch = batches(key)  # pyright: ignore[reportCallIssue]
+            _check.kept("batches", batch)
+            return batch
         number = step % period
         return jax.tree.map(
             lambda array: lax.dynamic_index_in_dim(array, number, keepdims=False), data
@@ -56,12 +57,12 @@ def make_batches(
 
 def _count(batches: PyTree) -> Int[np.ndarray, ""]:
     leaves = jax.tree.leaves(batches)
-    if not leaves or not all(jnp.ndim(leaf) for leaf in leaves):
+    if not leaves or not all(getattr(leaf, "shape", ()) for leaf in leaves):
         raise TypeError(
             f"batches: got {_check.describe(batches)}, wanted a function of a key, or arrays whose "
             "first axis counts batches"
         )
-    lengths = {jnp.shape(leaf)[0] for leaf in leaves}
+    lengths = {leaf.shape[0] for leaf in leaves}
     if len(lengths) > 1 or 0 in lengths:
         raise ValueError(f"batches: got arrays of {sorted(lengths)} batches, wanted one number > 0")
     _check.kept("batches", batches)

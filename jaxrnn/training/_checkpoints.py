@@ -106,7 +106,10 @@ def save(checkpoints: Checkpoints, snapshot: Snapshot) -> None:
         ]
         for folder in set(_folders(directory)) - set(whole[-checkpoints.keep :]):
             if _is_ours(folder):
-                _remove(folder)
+                try:
+                    _remove(folder)
+                except OSError as error:
+                    warnings.warn(f"checkpoint {folder} stays: {error}", stacklevel=3)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("jaxrnn: a checkpoint is written")
 
@@ -227,7 +230,7 @@ def _damage(folder: Path) -> str | None:
     try:
         lines = (folder / _DIGESTS).read_text(errors="replace").splitlines()
         got = _digests(folder)
-    except PermissionError as error:
+    except OSError as error:
         return f"its files can't be read: {error}"
     wanted = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     damaged = sorted(name for name in {*got, *wanted} if got.get(name) != wanted.get(name))
@@ -263,12 +266,17 @@ def _folders(directory: Path) -> list[Path]:
 
 def _numbered(directory: Path) -> list[Path]:
     """Return whatever is called as a checkpoint is."""
-    paths = directory.glob("step_*")
-    return [path for path in paths if path.name.removeprefix("step_").isdecimal()]
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [directory / name for name in names if re.fullmatch(r"step_\d+", name)]
 
 
 def _is_ours(folder: Path) -> bool:
     """Say whether a folder has nothing but what is written here: others' are never removed."""
+    if folder.is_symlink():  # to what somebody keeps elsewhere
+        return False
     try:
         return all(_OURS.fullmatch(name) for name in os.listdir(folder))
     except OSError:  # a file, or a folder that nobody may look into
@@ -277,7 +285,7 @@ def _is_ours(folder: Path) -> bool:
 
 def _check_free(folder: Path) -> None:
     """Raise if what can't be removed has the name of a checkpoint that is to be written."""
-    if folder.exists() and not _is_ours(folder):
+    if os.path.lexists(folder) and not _is_ours(folder):
         raise FileExistsError(
             f"checkpoints: got a directory with {folder}, which is not of jaxrnn or has other "
             "files in it, wanted one for its checkpoints alone"

@@ -70,7 +70,7 @@ def fit(
         progress: whether to show a progress bar, which needs tqdm. None shows one on a terminal
             where tqdm is installed.
         checkpoints: where to write checkpoints, and to go on from the newest; None for none. What
-            was reported before the run ended is not reported again.
+            was reported before the newest was written is not reported again.
         sharding: a NamedSharding of a batch, or a pytree of them that is a prefix of it, to train
             on the devices of its mesh: each has its part of the batch and the whole of the rest,
             and the result is that of one device up to rounding. None for one device. It doesn't
@@ -83,8 +83,9 @@ def fit(
 
     Raises:
         NonFiniteError: at the first step whose loss, gradient or update is not finite and not
-            skipped. That update is not made, and what was reached before it is in the error's
-            `result`. The error names the step, and what went bad first.
+            skipped, or whose carry ceases to be finite. That update is not made, and what was
+            reached before it is in the error's `result`. The error names the step, and what went
+            bad first.
         TypeError: if a setting is of the wrong kind, a parameter no floating or complex array, or
             the loss no scalar, as in `train_step`.
         ValueError: if a setting is out of range, `batches` has no batch or uneven arrays, or JAX
@@ -108,6 +109,8 @@ def fit(
     steps = _check.size("steps", steps)
     report_every = min(steps, _check.size("report_every", report_every))
     _check.key("key", key)
+    for name, tree in (("params", params), ("carry", carry), ("key", key)):
+        _check.untraced(name, tree, "fit")
     if on_report is not None:
         _check.function("on_report", on_report)
     if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
@@ -142,13 +145,15 @@ def fit(
             total += int(done)
             bar.update(int(done))
             bar.set_postfix(loss=f"{now.history.loss[-1]:.4g}")
-            if on_report is not None and (total % report_every == 0 or total == steps or not good):
-                on_report(total, _result(now))
+            try:
+                if on_report and (total % report_every == 0 or total == steps or not good):
+                    on_report(total, _result(now))
+            finally:  # if reporting fails, as on a full disk, that is no reason to lose steps
+                if good and checkpoints and (total % checkpoints.every == 0 or total == steps):
+                    save(checkpoints, now)
             if not good:
                 leaf = first_bad_leaf(loss, step, source, state, keys[int(done) - 1])
                 raise non_finite_error(_result(now), total - 1, leaf)
-            if checkpoints is not None and (total % checkpoints.every == 0 or total == steps):
-                save(checkpoints, now)
     return _result(now)
 
 
@@ -194,7 +199,10 @@ def _extended(history: Metrics, more: Metrics, count: int) -> Metrics:
 
 
 def _result(now: Snapshot) -> FitResult:
-    return FitResult(*now.state[1:], *now.history)
+    state, history = now.state, now.history
+    return FitResult(
+        state.params, state.optimizer_state, state.carry, history.loss, history.gradient_norm
+    )
 
 
 # A program of its own, compiled once for all calls of `fit` rather than in each one's loop.

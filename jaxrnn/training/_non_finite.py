@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: whether to go on, and what went bad first."""
+"""Steps that are not finite: whether to go on, and what went bad first."""
 
 import functools
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def settle(
     Returns:
         The train state to go on from, and whether to go on at all.
     """
-    whole = _all_finite((metrics, new.params))
+    whole = _all_finite((metrics, new.params)) & ~_ceased(old.carry, new.carry)
     skipped = _refused(new.optimizer_state) & _all_finite(new.params)
     new = new._replace(carry=_select(whole, new.carry, old.carry))
     return _select(whole | skipped, new, old), whole | skipped
@@ -53,9 +53,17 @@ def first_bad_leaf(
         batch = batches.take(state.step, batch_key, data)
         (value, _), gradient = loss_and_gradient(loss)(state, batch, loss_key)
         new, metrics = step(state, batch, loss_key)
-        return jax.tree.map(_all_finite, (value, gradient, metrics.gradient_norm, new.params))
+        parts = value, gradient, metrics.gradient_norm, new.params
+        carry = jax.tree.map(lambda *pair: ~_ceased(*pair), state.carry, new.carry)
+        return *jax.tree.map(_all_finite, parts), carry
 
-    names = ("the loss", "the gradient of params", "the gradient's norm", "the update of params")
+    names = (
+        "the loss",
+        "the gradient of params",
+        "the gradient's norm",
+        "the update of params",
+        "the carry",
+    )
     for name, part in zip(names, finite(state, keys, batches.data), strict=True):
         for path, leaf in jax.tree_util.tree_leaves_with_path(part):
             if not leaf:
@@ -96,6 +104,17 @@ def _refused(optimizer_state: PyTree) -> Bool[Array, ""]:
 
 def _select(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(functools.partial(jnp.where, condition), yes, no)
+
+
+def _ceased(old: PyTree, new: PyTree) -> Bool[Array, ""]:
+    """Return whether any number that was finite no longer is: infinity may be there on purpose."""
+    pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+    lost = (
+        (jnp.isfinite(before) & ~jnp.isfinite(after)).any()
+        for before, after in pairs
+        if jnp.issubdtype(after.dtype, jnp.inexact)
+    )
+    return functools.reduce(jnp.logical_or, lost, jnp.array(False))
 
 
 def _all_finite(tree: PyTree) -> Bool[Array, ""]:

@@ -22,6 +22,7 @@ class _NoBar:
 
 
 def progress_bar(done: int, steps: int, progress: bool | None) -> Any:
+    """Return tqdm's bar, or what stands in for it; `progress` is as in `fit`."""
     if progress is not None and not _check.flag("progress", progress):
         return _NoBar()
     try:

@@ -12,8 +12,8 @@ class FitResult(NamedTuple):
     params: PyTree
     optimizer_state: PyTree
     carry: PyTree
-    losses: Float[np.ndarray, "steps"]
-    gradient_norms: Float[np.ndarray, "steps"]
+    losses: Float[np.ndarray, "*members steps"]
+    gradient_norms: Float[np.ndarray, "*members steps"]
 
     @property
     def skipped(self) -> Int[np.ndarray, "*members"]:

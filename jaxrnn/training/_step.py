@@ -117,7 +117,11 @@ def _train_step(loss, optimizer, clip_norm):
     slope = loss_and_gradient(loss)
 
     def step(state: TrainState, batch: PyTree, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
-        (value, carry), gradient = slope(state, batch, key)
+        if not isinstance(state, TrainState):
+            raise TypeError(
+                f"train_state: got {_check.describe(state)}, wanted what init_train_state returns"
+            )
+        (value, carry), gradient = slope(state, batch, _check.key("key", key))
         gradient = jax.tree.map(jnp.conj, gradient)
         norm = optax.tree.norm(jax.tree.map(wide, gradient))
         limit = 1.0

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
 from jaxrnn._dtypes import strongly_typed
-from jaxrnn.training._batches import make_batches
+from jaxrnn.training._batches import Batches, make_batches
 from jaxrnn.training._fit import keys_of_steps, set_index
 from jaxrnn.training._non_finite import settle
 from jaxrnn.training._progress import progress_bar
@@ -100,48 +100,22 @@ def sweep(
         _check.function("on_report", on_report)
     own_keys = _has_own_keys(key)
     members = _count_members(settings, key if own_keys else None)
+    # Floats are settings in whichever dtype JAX keeps; integers that don't fit would be others.
+    _check.kept(
+        "settings",
+        [leaf for leaf in jax.tree.leaves(settings) if _check.has_kind(leaf, jnp.integer)],
+    )
     source = make_batches(batches, None, key[0] if own_keys else key)
 
-    def start(of_member: tuple[PyTree, PRNGKeyArray]) -> tuple[TrainState, Bool[Array, ""]]:
-        _, params, optimizer = _checked_setup(setup(*of_member))
-        state = init_train_state(params, optimizer, carry=carry)
-        return strongly_typed(state), jnp.array(True)
-
-    # One program for any number of steps up to report_every.
-    def run(setting, key, keys, member, total, count, data):
-        loss, _, optimizer = _checked_setup(setup(setting, key))
-        step = train_step(loss, optimizer, clip_norm=clip_norm)
-
-        def advance(done, member):
-            state, alive = member
-            batch_key, loss_key = keys[done]
-            # Not `state.step`, of which each member has one: all would gather their own batch.
-            batch = source.take(total + done, batch_key, data)
-            new_state, metrics = step(state, batch, loss_key)
-            # Once a member has stopped it measures NaN, and so stays stopped.
-            metrics = jax.tree.map(lambda value: jnp.where(alive, value, jnp.nan), metrics)
-            return settle(state, new_state, metrics), metrics
-
-        def body(done, loop):
-            member, history = loop
-            member, metrics = advance(done, member)
-            return member, jax.tree.map(functools.partial(set_index, done), history, metrics)
-
-        _, shapes = jax.eval_shape(advance, 0, member)
-        history = jax.tree.map(lambda leaf: jnp.zeros(report_every, leaf.dtype), shapes)
-        return lax.fori_loop(0, count, body, (member, history))
-
-    keys_axis = 0 if own_keys else None
     init_keys, fit_key = _split(key) if own_keys else jax.random.split(key)
     if not own_keys:
         init_keys = jnp.broadcast_to(init_keys, (members, *init_keys.shape))
     mesh = _mesh(members)
-    run = _over_members(run, mesh, (0, 0, keys_axis, 0, None, None, None))
+    run = _make_run(setup, source, clip_norm, report_every)
+    run = _over_members(run, mesh, (0, 0, 0 if own_keys else None, 0, None, None, None))
     of_steps = _keys_of_members if own_keys else keys_of_steps
     settings = jax.tree.map(jnp.asarray, settings)
-    # One after the other, not by vmap: initialisers factorise matrices, and jaxlib's batched
-    # factorisations can wait for one another without end where a CPU has few threads.
-    member = jax.jit(functools.partial(lax.map, start))((settings, init_keys))
+    member = _start(setup, carry, settings, init_keys)
     # Divided as `run` returns it, which would else be compiled a second time. Not by the program
     # itself, which with jaxlib 0.7 then crashes where it factorises matrices.
     member = jax.device_put(member, NamedSharding(mesh, PartitionSpec(_AXIS)))
@@ -163,6 +137,52 @@ def sweep(
             if on_report is not None:
                 on_report(total + count, result())
     return result()
+
+
+def _start(
+    setup: Callable[..., Any], carry: PyTree, settings: PyTree, keys: PRNGKeyArray
+) -> tuple[TrainState, Bool[Array, "members"]]:
+    """Return each member as training begins, and that it has not stopped."""
+
+    def start(of_member: tuple[PyTree, PRNGKeyArray]) -> tuple[TrainState, Bool[Array, ""]]:
+        _, params, optimizer = _checked_setup(setup(*of_member))
+        state = init_train_state(params, optimizer, carry=carry)
+        return strongly_typed(state), jnp.array(True)
+
+    # One after the other, not by vmap: initialisers factorise matrices, and jaxlib's batched
+    # factorisations can wait for one another without end where a CPU has few threads.
+    return jax.jit(functools.partial(lax.map, start))((settings, keys))
+
+
+def _make_run(
+    setup: Callable[..., Any], source: Batches, clip_norm: float | None, most: int
+) -> Callable[..., Any]:
+    """Make the function that makes up to `most` training steps of one member."""
+
+    def run(setting, key, keys, member, total, count, data):
+        loss, _, optimizer = _checked_setup(setup(setting, key))
+        step = train_step(loss, optimizer, clip_norm=clip_norm)
+
+        def advance(done, member):
+            state, alive = member
+            batch_key, loss_key = keys[done]
+            # Not `state.step`, of which each member has one: all would gather their own batch.
+            batch = source.take(total + done, batch_key, data)
+            new_state, metrics = step(state, batch, loss_key)
+            # Once a member has stopped it measures NaN, and so stays stopped.
+            metrics = jax.tree.map(lambda value: jnp.where(alive, value, jnp.nan), metrics)
+            return settle(state, new_state, metrics), metrics
+
+        def body(done, loop):
+            member, history = loop
+            member, metrics = advance(done, member)
+            return member, jax.tree.map(functools.partial(set_index, done), history, metrics)
+
+        _, shapes = jax.eval_shape(advance, 0, member)
+        history = jax.tree.map(lambda leaf: jnp.zeros(most, leaf.dtype), shapes)
+        return lax.fori_loop(0, count, body, (member, history))
+
+    return run
 
 
 def _mesh(members: int) -> Mesh:
@@ -209,12 +229,12 @@ def _has_own_keys(key: Any) -> bool:
 
 def _count_members(settings: PyTree, keys: PRNGKeyArray | None) -> int:
     leaves = jax.tree.leaves(settings)
-    if not all(jnp.ndim(leaf) for leaf in leaves):
+    if not all(getattr(leaf, "shape", ()) for leaf in leaves):
         raise TypeError(
             f"settings: got {_check.describe(settings)}, wanted arrays whose first axis counts "
             "members"
         )
-    counts = {jnp.shape(leaf)[0] for leaf in leaves}
+    counts = {leaf.shape[0] for leaf in leaves}
     if len(counts) > 1 or 0 in counts:
         raise ValueError(f"settings: got {sorted(counts)} members, wanted one number > 0")
     if keys is not None:

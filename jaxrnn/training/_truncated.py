@@ -107,25 +107,8 @@ class TruncatedLoss:
     ) -> tuple[Float[Array, ""], tuple[TruncatedCarry, PyTree]]:
         """Do as a call, and return the state after the window's last step too."""
         k1, k2 = self.k1, self.k2
-        if not isinstance(carry, TruncatedCarry):
-            raise TypeError(
-                f"carry: got {_check.describe(carry)}, wanted what initial_carry returns"
-            )
-        if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-            raise TypeError(
-                f"batch: got {_check.describe(batch)}, wanted (inputs, targets), or "
-                "(inputs, targets, flags)"
-            )
-        inputs, targets, *flags = batch
-        _check_inputs(inputs)
-        _check.kept("batch", batch)
-        if inputs.shape[:1] != (k1,):
-            raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted k1={k1} steps")
-        _check.steps("targets", targets, k1)
+        inputs, targets, new_mask, new_resets = _checked_window(carry, batch, k1, k2)
         shape = _steps_and_batch(inputs)
-        new_mask, new_resets = _mask_and_resets(flags[0] if flags else {}, shape)
-        _check_kept_steps(carry, inputs, k2 - k1)
-
         inputs = jnp.concatenate([carry.inputs, inputs])
         mask, resets = (
             jnp.concatenate([old, jnp.full(shape, otherwise) if new is None else new])
@@ -352,6 +335,26 @@ def _check_inputs(inputs: Any) -> None:
     array = hasattr(inputs, "shape") and hasattr(inputs, "dtype")
     if not array or not _steps_and_batch(inputs):
         raise TypeError(f"inputs: got {_check.describe(inputs)}, wanted an array (T, *batch, ...)")
+
+
+def _checked_window(carry: Any, batch: Any, k1: int, k2: int) -> tuple[Any, Any, Any, Any]:
+    """Return a window's inputs, targets, mask or None, and resets or None."""
+    if not isinstance(carry, TruncatedCarry):
+        raise TypeError(f"carry: got {_check.describe(carry)}, wanted what initial_carry returns")
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+        raise TypeError(
+            f"batch: got {_check.describe(batch)}, wanted (inputs, targets), or "
+            "(inputs, targets, flags)"
+        )
+    inputs, targets, *flags = batch
+    _check_inputs(inputs)
+    _check.kept("batch", batch)
+    if inputs.shape[:1] != (k1,):
+        raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted k1={k1} steps")
+    _check.steps("targets", targets, k1)
+    mask, resets = _mask_and_resets(flags[0] if flags else {}, _steps_and_batch(inputs))
+    _check_kept_steps(carry, inputs, k2 - k1)
+    return inputs, targets, mask, resets
 
 
 def _check_kept_steps(carry: TruncatedCarry, inputs: Array, count: int) -> None:

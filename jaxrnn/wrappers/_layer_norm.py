@@ -1,5 +1,6 @@
 """Layer normalisation inside of a cell."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,9 +11,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from jaxrnn._cell import Cell, Gated, checked_cell
+from jaxrnn._cell import Cell, checked_cell
 from jaxrnn._dtypes import wide
-from jaxrnn.wrappers._wrap import checked_gated, innermost, learned_beneath, map_innermost
+from jaxrnn.wrappers._wrap import (
+    checked_gated,
+    innermost,
+    learned_beneath,
+    map_innermost,
+    step_beneath,
+)
 
 # Keeps the division finite where all features are equal, as at the zero state.
 _EPSILON = 1e-5
@@ -98,12 +105,7 @@ def _layer_norm(cell: Cell) -> Cell:
         recurrent = _normalised(recurrent, params.recurrent_gain, shifts)
         return gated.activate(params.cell, state, projected, recurrent)
 
-    step = Gated(
-        project=project,
-        recur=lambda params, state: gated.recur(params.cell, state),
-        activate=activate,
-        expose=gated.expose,
-    )
+    step = dataclasses.replace(step_beneath(cell), project=project, activate=activate)
     return cell.replace(
         init=init,
         step=step,

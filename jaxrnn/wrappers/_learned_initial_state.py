@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell, Gated, checked_cell
+from jaxrnn._cell import Cell, checked_cell
+from jaxrnn.wrappers._wrap import step_beneath
 
 
 class LearnedInitialStateParams(NamedTuple):
@@ -48,7 +49,7 @@ def learned_initial_state(cell: Cell) -> Cell:
         (4,)
 
     References:
-        Hinton's lectures, "Neural networks for machine learning", 2012, lecture 7c (learning the
+        Hinton's lectures, "Neural networks for machine learning", 2012, lecture 7b (learning the
         initial states).
     """
     return _learned_initial_state(checked_cell("cell", cell))
@@ -72,18 +73,4 @@ def _learned_initial_state(cell: Cell) -> Cell:
         _check.tree("params.initial_state", state, cell.state_spec((), dtype), f"for {name}")
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape)), state)
 
-    gated = cell.structure
-    if gated is None:
-
-        def step(params: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
-            return cell.advance(params.cell, state, inputs)
-
-    else:
-        step = Gated(
-            project=lambda params, inputs: gated.project(params.cell, inputs),
-            recur=lambda params, state: gated.recur(params.cell, state),
-            activate=lambda params, *others: gated.activate(params.cell, *others),
-            expose=gated.expose,
-        )
-
-    return cell.replace(init=init, step=step, learned_state=learned_state, name=name)
+    return cell.replace(init=init, step=step_beneath(cell), learned_state=learned_state, name=name)

@@ -1,5 +1,6 @@
 """Recurrent projection: fewer numbers go back than there are units."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -8,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxrnn import _check, initializers
-from jaxrnn._cell import Cell, Gated, checked_cell, hidden_part, with_hidden
+from jaxrnn._cell import Cell, checked_cell, hidden_part, with_hidden
 from jaxrnn._jaxpr import leaves_read
 from jaxrnn.initializers import Initializer
-from jaxrnn.wrappers._wrap import checked_gated, with_state
+from jaxrnn.wrappers._wrap import checked_gated, step_beneath, with_state
 
 
 class ProjectionParams(NamedTuple):
@@ -73,6 +74,11 @@ def projection(
 def _projectable_units(cell: Cell) -> int:
     """Return H of a cell of which only the recurrent product sees the hidden state."""
     gated = checked_gated("cell", cell, "projection")
+    if cell.learned_state is not None:
+        raise ValueError(
+            f"cell: got {cell.name}, which learns its initial state, wanted one that doesn't; wrap "
+            "what is projected by jaxrnn.learned_initial_state, not the other way round"
+        )
     params, state = cell.params_spec(1), cell.state_spec()
     if not hasattr(params, "recurrent_kernel"):
         raise ValueError(
@@ -113,10 +119,6 @@ def _projection(cell: Cell, size: int, projection_init: Initializer) -> Cell:
         projected = hidden_part(cell, new_state) @ params.projection
         return with_state(with_hidden(new_state, projected), new_state, output)
 
-    step = Gated(
-        project=lambda params, inputs: gated.project(params.cell, inputs),
-        recur=lambda params, state: gated.recur(params.cell, state),
-        activate=activate,
-    )
+    step = dataclasses.replace(step_beneath(cell), activate=activate)
     name = f"projection({cell.name})"
     return cell.replace(init=init, initial_state=initial_state, step=step, name=name)

@@ -49,7 +49,7 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
 
     References:
         Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural
-        networks", 2016, section 4.2 (tied weights).
+        networks", 2016, section 4.1 (tied weights).
         Semeniuta, Severyn and Barth, "Recurrent dropout without memory loss", 2016, equation 8.
     """
     checked_gated("cell", checked_cell("cell", cell), "recurrent_dropout")

@@ -92,6 +92,19 @@ def learned_beneath(cell: Cell) -> Callable[..., PyTree] | None:
     return lambda params, batch_shape, dtype: learned_state(params.cell, batch_shape, dtype)
 
 
+def step_beneath(cell: Cell) -> Any:
+    """Return the cell's own step for params that have the cell's as a field `cell`."""
+    gated = cell.structure
+    if gated is None:
+        return lambda params, state, inputs: cell.advance(params.cell, state, inputs)
+    return Gated(
+        project=lambda params, inputs: gated.project(params.cell, inputs),
+        recur=lambda params, state: gated.recur(params.cell, state),
+        activate=lambda params, *others: gated.activate(params.cell, *others),
+        expose=gated.expose,
+    )
+
+
 def drawing(
     cell: Cell, own: Callable[[jax.Array, tuple[int, ...], Any], PyTree]
 ) -> Callable[..., tuple[PyTree, PyTree]]:
@@ -127,22 +140,22 @@ def for_each_part(
     """
     spec = cell.state_spec()
     parts = jax.tree.leaves(spec)
-    counts = [not jnp.issubdtype(part.dtype, jnp.inexact) for part in parts]
+    integral = [not jnp.issubdtype(part.dtype, jnp.inexact) for part in parts]
     if jax.tree_util.treedef_is_leaf(jax.tree.structure(value)):
         number = check(name, value)
-        return tuple(0.0 if count else number for count in counts)
+        return tuple(0.0 if whole else number for whole in integral)
     if jax.tree.structure(value) != jax.tree.structure(spec):
         raise TypeError(
             f"{name}: got {_check.describe(value)}, wanted a number, or one for each part of "
             f"{cell.name}'s state {_check.describe(spec)}"
         )
     numbers = []
-    for (path, leaf), part, count in zip(
-        jax.tree_util.tree_leaves_with_path(value), parts, counts, strict=True
+    for (path, leaf), part, whole in zip(
+        jax.tree_util.tree_leaves_with_path(value), parts, integral, strict=True
     ):
         where = f"{name}{jax.tree_util.keystr(path)}"
         numbers.append(check(where, leaf))
-        if count and leaf:
+        if whole and leaf:
             raise ValueError(f"{where}: got {leaf}, wanted 0 for a part of dtype {part.dtype}")
     return tuple(numbers)
 
