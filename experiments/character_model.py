@@ -203,7 +203,8 @@ def train(
 def newest_checkpoint(resume: Path) -> int:
     """Return the step of the newest whole checkpoint, 0 without any."""
     whole = resume.glob("checkpoints/step_*/SHA256SUMS")
-    return max((int(path.parent.name.removeprefix("step_")) for path in whole), default=0)
+    steps = (path.parent.name.removeprefix("step_") for path in whole)
+    return max((int(step) for step in steps if step.isdecimal()), default=0)
 
 
 def over_devices(count: int) -> NamedSharding | None:

@@ -151,7 +151,7 @@ def make_models(hidden_size: int, num_symbols: int) -> list[Model]:
         ("logistic", "Elman, logistic", 0.25, elman(hidden_size, activation=sigmoid)),
         ("tanh", "Elman, tanh", 1.0, elman(hidden_size)),
         ("relu", "Elman, relu", 1.0, elman(hidden_size, activation=relu)),
-        ("identity", "Elman, identity", 1.0, elman(hidden_size, activation=_identity)),
+        ("identity", "Elman, identity", 1.0, elman(hidden_size, activation=jax.nn.identity)),
         ("gru", "GRU", None, jaxrnn.gru(hidden_size)),
         ("lstm", "LSTM", None, jaxrnn.lstm(hidden_size)),
         ("lstm_open", "LSTM, open", None, jaxrnn.lstm(hidden_size, forget_bias=OPEN_GATE)),
@@ -165,10 +165,6 @@ def make_stack(hidden_size: int, num_symbols: int, layers: int) -> Model:
     """Return the model with several layers, of LSTMs."""
     lstm = next(model for model in make_models(hidden_size, num_symbols) if model.name == "lstm")
     return lstm._replace(name="lstm_stack", label=f"{layers} LSTMs", layers=layers)
-
-
-def _identity(inputs: jax.Array) -> jax.Array:
-    return inputs
 
 
 def windows_before(text: jax.Array, ends: jax.Array, length: int) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
-from jaxrnn._dtypes import strongly_typed
+from jaxrnn._dtypes import strongly_typed, varying_as
 
 Params = TypeVar("Params")
 State = TypeVar("State")
@@ -355,6 +355,7 @@ class Cell(Generic[Params, State]):
         _check_step(self, features, tuple(batch_shape), dtype, _x64())
         if state is None:
             state = self.initial_state(batch_shape, dtype=dtype, params=params)
+            state = varying_as(state, inputs)
         _check.tree("state", state, self.state_spec(batch_shape, dtype), source)
         return strongly_typed(state)
 

@@ -1,13 +1,22 @@
 """What dtypes arrays are carried and added up in."""
 
+from typing import Any
+
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
+
+
+def wide_dtype(dtype: Any) -> np.dtype:
+    """Return a floating or complex dtype, or float32 instead of one with fewer bits."""
+    return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
 def wide(array: jax.Array) -> jax.Array:
     """Return an array in float32 at least: sums and squares overflow 16 bits, or vanish in them."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(wide_dtype(array.dtype))
 
 
 def strongly_typed(tree: PyTree) -> PyTree:
@@ -17,3 +26,14 @@ def strongly_typed(tree: PyTree) -> PyTree:
     is called with what it returned.
     """
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), tree)
+
+
+def varying_as(tree: PyTree, array: jax.Array) -> PyTree:
+    """Return a tree that differs between devices, as far as JAX's types tell, where an array does.
+
+    In `jax.shard_map` a loop refuses to carry what is the same everywhere at first only.
+    """
+    if not isinstance(array, jax.core.Tracer):
+        return tree
+    zero = array[:0].sum()  # of nothing, so that it is 0 even if the array isn't finite
+    return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), tree)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
+from jaxrnn._dtypes import varying_as
 from jaxrnn._unroll import checked_flags, run
 from jaxrnn.engines import Engine, checked_engine, choose_engine
 from jaxrnn.engines._chunks import root_chunk, scan_checkpointed
@@ -123,7 +124,7 @@ def unroll_loss(
     (_, total), _ = jax.eval_shape(run_chunk, (state, 0.0), first)
     (state, total), _ = scan_checkpointed(
         run_chunk,
-        (state, jnp.zeros((), total.dtype)),
+        (state, varying_as(jnp.zeros((), total.dtype), inputs)),
         per_step,
         steps=steps,
         chunk=chunk,

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from jaxrnn import _check
+from jaxrnn._dtypes import wide_dtype
 
 __all__ = [
     "Initializer",
@@ -47,8 +48,7 @@ def _checked(draw: Initializer, **settings: float) -> Initializer:
         key, dtype = _check.key("key", key), _dtype(dtype)
         for name, value in settings.items():
             check_fits(name, value, dtype)
-        wide = jnp.promote_types(dtype, jnp.float32)
-        return draw(key, _check.shape("shape", shape), wide).astype(dtype)
+        return draw(key, _check.shape("shape", shape), wide_dtype(dtype)).astype(dtype)
 
     return init
 
@@ -365,7 +365,7 @@ def draw(
         >>> initializers.draw(init, jax.random.key(0), (8, 8), jnp.float32, gates=4).shape
         (8, 32)
     """
-    wide = jnp.promote_types(_check.float_dtype("dtype", dtype), jnp.float32)
+    wide = wide_dtype(_check.float_dtype("dtype", dtype))
     keys = jax.random.split(key, _check.size("gates", gates))
     blocks = [jnp.asarray(initializer(key, shape, wide)) for key in keys]
     for block in blocks:

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrnn import _check
+from jaxrnn._dtypes import wide_dtype
 
 __all__ = ["softmax_cross_entropy", "squared_error"]
 
@@ -117,6 +118,6 @@ def _mask(mask: Array | None, shape: tuple[int, ...]) -> Array:
 
 def _mean(entries: Array, mask: Array) -> Array:
     # Neither the sum nor the count of many entries fits into float16, as their mean does.
-    wide = jnp.promote_types(entries.dtype, jnp.float32)
+    wide = wide_dtype(entries.dtype)
     total = jnp.where(mask, entries, 0).sum(dtype=wide)
     return (total / jnp.maximum(mask.sum(), 1).astype(wide)).astype(entries.dtype)

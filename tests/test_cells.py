@@ -380,3 +380,13 @@ def test_a_counters_dtype_is_that_of_its_time():
     assert jaxrnn.unroll(cell, (), inputs)[0].dtype == np.int32
     with x64():
         assert jaxrnn.unroll(cell, (), inputs)[0].dtype == np.int64
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_nothing_is_promoted_by_jaxs_rules(dtype):
+    cell = jaxrnn.layer_norm(jaxrnn.lstm(4))
+    with jax.numpy_dtype_promotion("strict"):
+        params = cell.init(jax.random.key(0), 3, dtype=dtype)
+        _, outputs = jaxrnn.unroll(cell, params, jnp.ones((2, 3), dtype))
+        loss = jaxrnn.losses.squared_error(outputs, jnp.zeros_like(outputs))
+    assert loss.dtype == dtype

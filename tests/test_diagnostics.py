@@ -606,5 +606,16 @@ def test_a_layer_that_masks_its_steps_is_refused():
 
 def test_a_part_that_is_not_floating_is_refused():
     cell = own_cell(step_that_keeps, initial_kept)
-    with pytest.raises(TypeError, match=r"state.count: got int32\[2\], wanted a floating"):
-        state_gradients(loss, cell, *random_problem_specs(), part=None)
+    with pytest.raises(TypeError, match=r"state: got int32\[2\], wanted a floating"):
+        state_gradients(loss, cell, *random_problem_specs(), part="count")
+
+
+def test_integers_in_the_state_have_no_gradient():
+    cell = own_cell(step_that_keeps, initial_kept)
+    arguments = random_problem_specs()
+    gradients = state_gradients(loss, cell, *arguments, part=None)
+    assert gradients.count is None
+    for part in ("gain", "previous", "hidden"):
+        alone = state_gradients(loss, cell, *arguments, part=part)
+        np.testing.assert_array_equal(getattr(gradients, part), alone)
+    assert gradient_norms(loss, cell, *arguments, part=None).shape == arguments[1].shape[:1]

@@ -348,6 +348,66 @@ def test_second_derivatives(cell, engine, second):
         compare(cell, engine, second, arguments, drawn(arguments, 7))
 
 
+@pytest.mark.usefixtures("float64")
+def test_second_derivatives_where_xla_may_stack_wrongly():
+    """Of 4 sequences of 5 units in float64, of a cell with three gates of its own."""
+
+    def init(key, input_size, dtype):
+        shapes = {"kernel": (input_size, 15), "recurrent_kernel": (5, 15)}
+        return {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}
+
+    def initial_state(batch, dtype):
+        return jaxrnn.LSTMState(*jnp.zeros((2, *batch, 5), dtype))
+
+    def activate(params, state, projected, recurrent):
+        f, g, o = (p + r for p, r in zip(projected, recurrent, strict=True))
+        keep = jax.nn.sigmoid(f)
+        memory = keep * state.cell + (1 - keep) * jnp.tanh(g)
+        hidden = jax.nn.sigmoid(o) * jnp.tanh(memory)
+        return jaxrnn.LSTMState(hidden, memory), hidden
+
+    step = jaxrnn.Gated(
+        lambda params, inputs: jnp.split(inputs @ params["kernel"], 3, -1),
+        lambda params, state: jnp.split(state.hidden @ params["recurrent_kernel"], 3, -1),
+        activate,
+    )
+    cell = jaxrnn.Cell(init, initial_state, step, name="coupled")
+    arguments = problem(cell, length=3, batch=(4,), dtype=jnp.float64)
+
+    def second(f, a, t):
+        return jax.jit(jax.grad(lambda a: flat(jax.grad(f)(a)) @ flat(t)))(a)
+
+    compare(cell, jaxrnn.hoisted(), second, arguments, drawn(arguments, 7))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    ("cell", "engine"),
+    pairs("lstm-hoisted(2)", "scan(3)", "hoisted", "hoisted(2)", "checkpointed(2)"),
+)
+def test_within_shard_map(cell, engine):
+    """With JAX's check of what differs between devices, which is on unless switched off."""
+    params, inputs, _ = problem(cell, length=T, batch=(4,))
+    batch = jax.sharding.PartitionSpec(None, "batch")
+
+    def outputs(params, inputs):
+        return jaxrnn.unroll(cell, params, inputs, engine=engine)[1]
+
+    mapped = jax.shard_map(
+        outputs,
+        mesh=jax.sharding.Mesh(np.array(jax.devices()[:2]), ("batch",)),
+        in_specs=(jax.sharding.PartitionSpec(), batch),
+        out_specs=batch,
+    )
+
+    def everything(function):
+        values, pullback = jax.vjp(function, params, inputs)
+        return flat((values, pullback(jax.tree.map(jnp.cos, values))))
+
+    got, wanted = (jax.jit(functools.partial(everything, each))() for each in (mapped, outputs))
+    np.testing.assert_allclose(got, wanted, **FLOAT64)
+
+
 def compare_under_vmap(cell, engine):
     """Map over params and inputs, over params, in a gradient, and over two axes."""
     with x64():
@@ -426,11 +486,16 @@ def test_members_run_one_by_one_where_the_caches_hold_too_few(one_by_one, reques
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", [row.engine for row in ENGINES], ids=str)
 def test_no_tracer_leaks(engine):
-    cell = jaxrnn.lstm(H)
-    params, inputs, state = problem(cell, batch=(2,), length=T)
+    # One whose steps back are taken by pullbacks too.
+    cells = jaxrnn.lstm(H), jaxrnn.peephole_lstm(H)
+    problems = [problem(cell, batch=(2,), length=T) for cell in cells]
+    params = [params for params, _, _ in problems]
 
     def loss(params):
-        return flat(jaxrnn.unroll(cell, params, inputs, state, engine=engine)).sum()
+        return sum(
+            flat(jaxrnn.unroll(cell, of_cell, inputs, state, engine=engine)).sum()
+            for cell, of_cell, (_, inputs, state) in zip(cells, params, problems, strict=True)
+        )
 
     seeds = jax.tree.map(lambda leaf: leaf[None], params)
     with jax.checking_leaks():

@@ -327,6 +327,22 @@ def test_it_prints_unless_told_not_to(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_count_of_steps_in_the_state_is_passed_over():
+    def step(params, state, x):
+        hidden, count = state
+        hidden = jnp.tanh(x @ params["kernel"] + hidden @ params["recurrent_kernel"])
+        return (hidden, count + 1), hidden
+
+    rng = np.random.default_rng(0)
+    params = {
+        "kernel": jnp.float32(rng.normal(size=(I, H)) / 2),
+        "recurrent_kernel": jnp.float32(0.2 * orthogonal(rng, H)),
+    }
+    state = jnp.zeros((4, H)), jnp.zeros(4, jnp.int32)
+    found = report(last, step, params, normal(rng, 30), state, write=None)
+    assert found.cause == "spectral radius too small"
+
+
 def test_bad_input():
     _, cell, params, inputs = arguments(BROKEN[0])
     dense = {

@@ -210,6 +210,18 @@ def test_a_member_that_diverges_stops_and_harms_no_other(report_every):
     assert (np.delete(result.skipped, 1) == 0).all()
 
 
+def test_a_stopped_member_stays_stopped_where_its_optimizer_skips_steps():
+    def setup(rate, key):
+        optimizer = optax.apply_if_finite(optax.sgd(rate), max_consecutive_errors=5)
+        return lambda params, batch, key: params * batch, jnp.array(0.5), optimizer
+
+    # At the first step the update is infinite; the second would be skipped.
+    data = jnp.array([1e36, jnp.nan, 1.0, 1.0])
+    result = jaxrnn.sweep(setup, jnp.array([1e3]), data, steps=4, key=KEY)
+    assert result.params.tolist() == [0.5]
+    assert np.isfinite(result.losses).tolist() == [[True, False, False, False]]
+
+
 # Bad input --------------------------------------------------------------------------------------
 
 
@@ -254,3 +266,16 @@ def test_bad_input(change, error, message):
     }
     with pytest.raises(error, match=message):
         untyped.sweep(**arguments)
+
+
+def test_a_sweep_is_no_function_to_compile():
+    def run(rates):
+        def setup(rate, key):
+            return lambda params, batch, key: jnp.square(params), jnp.zeros(()), optax.sgd(rate)
+
+        return jaxrnn.sweep(setup, rates, jnp.zeros(1), steps=1, key=KEY)
+
+    with pytest.raises(
+        TypeError, match=r"settings: got traced arrays, .* call sweep outside of jit"
+    ):
+        jax.jit(run)(jnp.ones(2))

@@ -515,6 +515,21 @@ def test_an_lstm_learns_the_adding_problem():
     assert result.losses[-50:].mean() < jaxrnn.tasks.ADDING_CHANCE / 2
 
 
+def test_an_optimizer_that_watches_the_loss_is_given_it():
+    optimizer = optax.chain(
+        optax.sgd(0.1), optax.contrib.reduce_on_plateau(factor=0.5, patience=3, cooldown=0)
+    )
+    result = jaxrnn.fit(
+        lambda params, batch, key: 0 * params + 1.0,
+        jnp.array(1.0),
+        optimizer,
+        jnp.zeros(1),
+        steps=9,
+        key=KEY,
+    )
+    assert result.optimizer_state[-1].scale == 0.25
+
+
 # Bad input --------------------------------------------------------------------------------------
 
 

@@ -52,8 +52,8 @@ def state_gradients(
 
     Returns:
         The gradients `(T, *batch, H)`; with a `part` of None a pytree like the state, with a time
-        axis. Of a layer, a tuple with an entry for each cell that it runs, first to last. Memory is
-        O(T), as for any gradient of the sequence.
+        axis, and None in the place of integers. Of a layer, a tuple with an entry for each cell
+        that it runs, first to last. Memory is O(T), as for any gradient of the sequence.
 
     Raises:
         TypeError: if an argument is of another kind, dtype or cell, the loss is no scalar, or the
@@ -83,7 +83,8 @@ def state_gradients(
     shapes = []
 
     def record(cell, params, inputs, state, *, reverse):
-        shapes.append(_shapes(_select(cell, state, part), len(inputs)))
+        parts = _floating(state) if part is None else _select(cell, state, part)
+        shapes.append(_shapes(parts, len(inputs)))
         return scan(cell, params, inputs, state, reverse=reverse)
 
     jax.eval_shape(lambda: run_model(cell, params, inputs, state, record))
@@ -95,7 +96,8 @@ def state_gradients(
 
         def disturb(cell, params, inputs, state, *, reverse):
             leaves, treedef = jax.tree.flatten(state)
-            numbered = jax.tree.unflatten(treedef, range(len(leaves)))
+            numbers = (n if _is_floating(leaf) else None for n, leaf in enumerate(leaves))
+            numbered = jax.tree.unflatten(treedef, numbers)
             parts = jax.tree.leaves(_select(cell, numbered, part))
             step = perturb_state(step_of(cell), parts)
 
@@ -183,12 +185,21 @@ def gradient_norms(
 def _shapes(parts: PyTree, steps: int) -> PyTree:
     """Return the shapes of a state's parts at all steps."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        if not _is_floating(leaf):
             raise TypeError(
                 f"state{jax.tree_util.keystr(path)}: got {_check.describe(leaf)}, wanted a "
                 "floating part"
             )
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype), parts)
+
+
+def _is_floating(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _floating(state: PyTree) -> PyTree:
+    """Return the state without its integers, such as a count of steps, which have no gradient."""
+    return jax.tree.map(lambda leaf: leaf if _is_floating(leaf) else None, state)
 
 
 def _check_part(part: Any) -> None:

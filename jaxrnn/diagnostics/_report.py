@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxrnn import _check
+from jaxrnn._dtypes import wide_dtype
 from jaxrnn.diagnostics._gradients import gradient_norms
 from jaxrnn.diagnostics._horizon import GradientHorizon, gradient_horizon
 from jaxrnn.diagnostics._model import Model, as_layer, check_model, run_model, scan
@@ -152,7 +153,7 @@ def _examine(
         arguments = [(run.params, run.scale) for run in runs]
         measured = compiled(arguments, tuple(run.cell for run in runs))[: last + 1]
         # NumPy knows no 16 bits but float16.
-        return np.asarray(measured, jnp.promote_types(measured.dtype, jnp.float32))
+        return np.asarray(measured, wide_dtype(measured.dtype))
 
     before = measure(runs)
     layers = tuple(

@@ -35,6 +35,11 @@ _SMALL_RADIUS, _LARGE_RADIUS = 0.8, 1.1
 _LOW_FORGET = 0.55
 
 
+# What measures raise of a step that they can't look into: its products are within a loop, its units
+# reach one another, as under layer normalisation, or its state has integers in it.
+_OUT_OF_SIGHT = (TypeError, ValueError)
+
+
 class Run(NamedTuple):
     """One run of a cell within a model, and a factor on its inputs."""
 
@@ -131,7 +136,7 @@ def _flat_units(run: Run) -> str:
     """Return how many units are saturated, to be added to the evidence."""
     try:
         share = float(jnp.mean(saturation(run.cell, run.params, run.inputs, run.state)))
-    except ValueError:  # its units reach one another, as under layer normalisation
+    except _OUT_OF_SIGHT:
         return ""
     return f"; {share:.0%} of the units are saturated"
 
@@ -155,7 +160,7 @@ def _of_kernel(run: Run, *, explodes: bool) -> list[Suspect]:
 def _of_forget_gate(run: Run, entries: np.ndarray) -> list[Suspect]:
     try:
         gates = gate_statistics(run.cell, run.params, run.inputs, run.state)
-    except ValueError:  # its products are out of sight
+    except _OUT_OF_SIGHT:
         return []
     forget = float(jnp.mean(gates.forget))
     if not 0 < forget < _LOW_FORGET:
@@ -232,7 +237,7 @@ def _drive(run: Run, gated: Gated | None) -> float:
     project = functools.partial(gated.project, run.params) if gated else jax.vmap(products)
     try:
         resting, driven = project(jnp.zeros_like(run.inputs[:1])), project(run.inputs)
-    except ValueError:  # its products are out of sight
+    except _OUT_OF_SIGHT:
         return 0.0
     return _root_mean_square(jax.tree.map(jnp.subtract, driven, resting))
 
@@ -273,7 +278,7 @@ def _steepest_slope(run: Run, gated: Gated | None) -> float:
 
         try:
             products = _products(advance, state)
-        except ValueError:  # they are out of sight
+        except _OUT_OF_SIGHT:
             return np.inf
 
     widths = [product.shape[-1] for product in products]
@@ -292,7 +297,7 @@ def _keeps(run: Run) -> bool:
     """Say whether a part of the state goes on without passing an activation."""
     try:
         gates = gate_statistics(run.cell, run.params, run.inputs[:1], run.state)
-    except ValueError:  # its products are out of sight, or its units reach one another
+    except _OUT_OF_SIGHT:
         return True
     return bool((gates.forget > 0).any())
 
@@ -315,7 +320,7 @@ def _forget_entries(run: Run) -> np.ndarray:
 
     try:
         slopes = jax.jit(jax.grad(forget))(jnp.zeros_like(jax.tree.leaves(run.params)[place]))
-    except ValueError:  # its products are out of sight
+    except _OUT_OF_SIGHT:
         return np.zeros(())
     return np.sign(np.nan_to_num(slopes))
 

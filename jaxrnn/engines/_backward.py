@@ -122,7 +122,9 @@ def _by_derivatives(
     arguments = steps.previous, steps.projected, steps.recurrent
     (of_previous, *of_products), merge = _derivatives(activate, arguments)
     rows, places = _rows(of_products[::-1])
-    table = [jnp.stack(column, axis=-2) for column in zip(*rows, strict=True)]
+    # Not stacked along that axis at once: XLA's CPU backend may then write wrong numbers, as in
+    # second derivatives of 4 sequences of 5 units in float64.
+    table = [jnp.moveaxis(jnp.stack(column), 0, -2) for column in zip(*rows, strict=True)]
     direct = {number: of_previous[number] for number in parts.reading}
 
     def unpacked(packed: Array) -> list[PyTree]:
@@ -171,14 +173,14 @@ def _packed(
     alike = len({(piece.shape, piece.dtype) for piece in pieces}) == 1
     if len(pieces) < 2 or not alike or pieces[0].ndim == 0:
         return (d_projected, d_recurrent), lambda kept: kept
-    places = {id(piece): number for number, piece in enumerate(pieces)}
+    count, places = len(pieces), {id(piece): number for number, piece in enumerate(pieces)}
     leaves, structure_of_projected = jax.tree.flatten(d_projected)
     numbers = [places.get(id(leaf)) for leaf in leaves]
     rest = [leaf for leaf, number in zip(leaves, numbers, strict=True) if number is None]
 
     def unpacked(kept):
         packed, rest = kept
-        split, others = _split(packed, len(pieces)), iter(rest)
+        split, others = _split(packed, count), iter(rest)
         return (
             structure_of_projected.unflatten(
                 [next(others) if number is None else split[number] for number in numbers]

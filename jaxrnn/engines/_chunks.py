@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import PyTree
 
+from jaxrnn._dtypes import varying_as
+
 
 def nearby_divisor(length: int, target: int) -> int:
     """Return the divisor of `length` nearest to `target`, or `target` if none is within twice.
@@ -175,6 +177,7 @@ def scan_prepared(
 
     shapes = jax.eval_shape(each_once, carry, x)[1]
     buffers = [jnp.zeros((steps, *leaf.shape), leaf.dtype) for leaf in shapes]
+    buffers = varying_as(buffers, jax.tree.leaves(per_step)[0])
     begin = carry, jnp.array(steps - 1 if reverse else 0), buffers
     (carry, _, buffers), _ = scan_chunks(
         run_chunk, begin, None, per_step, steps=steps, chunk=chunk, reverse=reverse

@@ -51,7 +51,8 @@ def train_step(
             `(params, carry, batch, key) -> (scalar, carry)`. A carry, such as a recurrent state,
             passes from step to step, and no gradient passes through it.
         optimizer: an optax optimizer. If the loss or the gradient's norm is not finite, it is given
-            a gradient of NaN, which `optax.apply_if_finite` refuses.
+            a gradient of NaN, which `optax.apply_if_finite` refuses. One that wants the loss's
+            `value`, such as `optax.contrib.reduce_on_plateau`, is given it.
         clip_norm: the longest global gradient norm let through; None for any.
 
     Returns:
@@ -115,6 +116,7 @@ def _train_step(loss, optimizer, clip_norm):
         raise ValueError(f"clip_norm: got {clip_norm}, wanted more: nothing would be learnt")
 
     slope = loss_and_gradient(loss)
+    update = optax.with_extra_args_support(optimizer).update
 
     def step(state: TrainState, batch: PyTree, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
         if not isinstance(state, TrainState):
@@ -130,7 +132,9 @@ def _train_step(loss, optimizer, clip_norm):
         # A gradient clipped by an infinite norm would be zero, and a bad step pass for a good one.
         scale = jnp.where(jnp.isfinite(value) & jnp.isfinite(norm), limit, jnp.nan)
         gradient = jax.tree.map(lambda leaf: (leaf * scale).astype(leaf.dtype), gradient)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
+        updates, optimizer_state = update(
+            gradient, state.optimizer_state, state.params, value=value
+        )
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, optimizer_state, carry), Metrics(value, norm)
 

@@ -98,6 +98,8 @@ def sweep(
     report_every = min(steps, _check.size("report_every", report_every))
     if on_report is not None:
         _check.function("on_report", on_report)
+    for name, tree in (("settings", settings), ("carry", carry), ("key", key)):
+        _check.untraced(name, tree, "sweep")
     own_keys = _has_own_keys(key)
     members = _count_members(settings, key if own_keys else None)
     # Floats are settings in whichever dtype JAX keeps; integers that don't fit would be others.
@@ -169,9 +171,13 @@ def _make_run(
             # Not `state.step`, of which each member has one: all would gather their own batch.
             batch = source.take(total + done, batch_key, data)
             new_state, metrics = step(state, batch, loss_key)
-            # Once a member has stopped it measures NaN, and so stays stopped.
+            # Once a member has stopped it measures NaN, and so stays stopped: as it is, although
+            # the optimizer may refuse a gradient of its own accord.
             metrics = jax.tree.map(lambda value: jnp.where(alive, value, jnp.nan), metrics)
-            return settle(state, new_state, metrics), metrics
+            settled, good = settle(state, new_state, metrics)
+            still = alive & good
+            state = jax.tree.map(functools.partial(jnp.where, still), settled, state)
+            return (state, still), metrics
 
         def body(done, loop):
             member, history = loop
