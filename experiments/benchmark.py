@@ -8,7 +8,8 @@ order each round, so that whatever else the machine does hits all alike. With --
 is divided over two devices of the CPU too. With --scaling: time and memory of jaxrnn's gradient
 against the length of the sequence. With --training: characters per second of a whole training step.
 With --loss: the gradient of a cross-entropy over every step, added up on the way or all at once.
-With --sweep: many networks trained at once against one.
+With --sweep: many networks trained at once against one. With --streaming: a step of one sequence,
+against the same equations written by hand.
 """
 
 import argparse
@@ -667,6 +668,75 @@ def run_loss(arguments: argparse.Namespace, names: Sequence[str], head: dict[str
     _common.save_csv(arguments.out / "loss.csv", [row | head for row in rows])
 
 
+# Streaming.
+
+
+def elman_by_hand(params: Any, state: Any, inputs: jax.Array) -> tuple[Any, jax.Array]:
+    """Return the new state and the output of a step of an Elman network."""
+    total = inputs @ params.kernel + state.hidden @ params.recurrent_kernel + params.bias
+    hidden = jnp.tanh(total)
+    return jaxrnn.ElmanState(hidden), hidden
+
+
+def lstm_by_hand(params: Any, state: Any, inputs: jax.Array) -> tuple[Any, jax.Array]:
+    """Return the new state and the output of a step of an LSTM."""
+    total = inputs @ params.kernel + state.hidden @ params.recurrent_kernel + params.bias
+    i, f, g, o = jnp.split(total, 4, axis=-1)
+    cell = jax.nn.sigmoid(f) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
+    return jaxrnn.LSTMState(hidden, cell), hidden
+
+
+def gru_by_hand(params: Any, state: Any, inputs: jax.Array) -> tuple[Any, jax.Array]:
+    """Return the new state and the output of a step of a GRU."""
+    r, z, n = jnp.split(inputs @ params.kernel + params.bias, 3, axis=-1)
+    recurrent = state.hidden @ params.recurrent_kernel + params.recurrent_bias
+    of_r, of_z, of_n = jnp.split(recurrent, 3, axis=-1)
+    z = jax.nn.sigmoid(z + of_z)
+    hidden = (1 - z) * jnp.tanh(n + jax.nn.sigmoid(r + of_r) * of_n) + z * state.hidden
+    return jaxrnn.GRUState(hidden), hidden
+
+
+BY_HAND = {"elman": elman_by_hand, "lstm": lstm_by_hand, "gru": gru_by_hand}
+
+
+def prepare_streaming(name: str, hidden: int, seed: int) -> dict[str, Program]:
+    """Compile a cell's step on one sequence, and the one by hand; calls go through `jax.jit`."""
+    cell = CELLS[name](hidden)
+    keys = jax.random.split(jax.random.key(seed))
+    params, inputs = cell.init(keys[0], hidden), jax.random.normal(keys[1], (1, hidden))
+    state = cell.initial_state((1,))
+
+    def program(step: Callable[..., Any]) -> Program:
+        run = functools.partial(jax.jit(step), params, state, inputs)
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        return Program(
+            lambda: jax.block_until_ready(run()), time.perf_counter() - start, temporary=None
+        )
+
+    return {"cell.step": program(cell.step), "by hand": program(BY_HAND[name])}
+
+
+def run_streaming(
+    arguments: argparse.Namespace, names: Sequence[str], head: dict[str, str]
+) -> None:
+    """Compare a jitted `cell.step` with a step by hand."""
+    del names
+    rows = []
+    for name in arguments.cells:
+        print(f"\n{LABELS[name]}, one step, B = 1, I = H = {arguments.streaming_size}", flush=True)
+        measured = measure(
+            prepare_streaming(name, arguments.streaming_size, arguments.seed),
+            rounds=arguments.repeats,
+            budget=60 * arguments.minutes / len(arguments.cells),
+            shuffle=random.Random(arguments.seed),
+        )
+        print_table(measured)
+        rows += [{"cell": name, "H": arguments.streaming_size} | row for row in measured]
+    _common.save_csv(arguments.out / "streaming.csv", [row | head for row in rows])
+
+
 # Sweeps.
 
 
@@ -1084,6 +1154,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="compare training eight networks at once with training one instead",
     )
     parser.add_argument(
+        "--streaming",
+        action="store_true",
+        help="compare a step of one sequence with one written by hand instead",
+    )
+    parser.add_argument(
         "--devices",
         type=positive(int),
         default=None,
@@ -1096,7 +1171,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--memory", type=positive(float), default=4.0, help="GiB that --scaling may take"
     )
-    parser.set_defaults(loss_shapes=LOSS_SHAPES, sweeps=SWEEPS, training_sizes=Training())
+    parser.set_defaults(
+        loss_shapes=LOSS_SHAPES, streaming_size=64, sweeps=SWEEPS, training_sizes=Training()
+    )
     arguments = _common.parse(
         parser,
         argv,
@@ -1116,11 +1193,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         jax.config.update("jax_num_cpu_devices", arguments.devices)
     head = header()
     print("\n".join(f"{name}: {value}" for name, value in head.items()))
-    modes = {"scaling": run_scaling, "training": run_training, "loss": run_loss, "sweep": run_sweep}
+    modes = {
+        "scaling": run_scaling,
+        "training": run_training,
+        "loss": run_loss,
+        "streaming": run_streaming,
+        "sweep": run_sweep,
+    }
     asked = [mode for mode in modes if getattr(arguments, mode)]
     names = []
-    # These two compare jaxrnn with itself, whatever the contenders.
-    if not asked or set(asked) - {"loss", "sweep"}:
+    # These compare jaxrnn with itself, whatever the contenders.
+    if not asked or set(asked) - {"loss", "streaming", "sweep"}:
         for name in arguments.contenders:
             reason = why_left_out(name, arguments.dtype)
             if reason is None:

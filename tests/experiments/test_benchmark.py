@@ -1,4 +1,5 @@
 import csv
+import functools
 import importlib.util
 import math
 import random
@@ -279,6 +280,20 @@ def test_training_steps_agree_whatever_the_engine(tmp_path, monkeypatch):
     for line in rows:
         rate = 24e3 / float(line["median_ms"])
         assert float(line["characters_per_s"]) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("cell", benchmark.CELLS)
+def test_a_step_by_hand_is_the_cells(cell):
+    ours, theirs = (
+        program.run() for program in benchmark.prepare_streaming(cell, 3, seed=0).values()
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, **FLOAT32), ours, theirs)
+
+
+def test_streaming(tmp_path):
+    benchmark.main([*TINY, "--streaming", "--out", str(tmp_path)])
+    rows = read_csv(tmp_path / "streaming.csv")
+    assert {row["contender"] for row in rows} == {"cell.step", "by hand"}
 
 
 @pytest.mark.slow
