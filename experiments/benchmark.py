@@ -856,7 +856,7 @@ STYLES = {
     "jaxrnn-checkpointed": ("o", "#E69F00"),
     "jaxrnn-sharded": ("o", "#F0E442"),
     "flax": ("s", "#009E73"),
-    "haiku": ("^", "#E69F00"),
+    "haiku": ("^", "#882255"),
     "equinox": ("v", "#CC79A7"),
     "keras": ("D", "#999999"),
     "jax-cudnn": ("P", "#D55E00"),

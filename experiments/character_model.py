@@ -251,6 +251,7 @@ def draw_curves(curves: dict[str, list[Point]], levels: dict[str, float]) -> Any
                     textcoords="offset points",
                     ha="right",
                     color="0.3",
+                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
                 )
             axis.set_xlim(left=0)
         axes[0].set(xlabel="characters read, millions", ylabel="held-out bits per character")

@@ -493,7 +493,7 @@ def _draw_scatter(
         )
     axis.set_xscale("log")
     low, high = axis.get_xlim()
-    if high < 10 * low:
+    if high < 30 * low:
         # Ticks stand between powers of ten then, and labels such as 4 times 10 to the 0 collide.
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_locator(MaxNLocator(6))

@@ -93,8 +93,8 @@ def float_dtype(name: str, value: Any) -> np.dtype:
         )
     if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
         raise ValueError(
-            f"{name}: got float64, which JAX turns into float32 unless you call "
-            "jax.config.update('jax_enable_x64', True) first"
+            f"{name}: got float64, which JAX turns into float32: give numpy.float32, or call "
+            "jax.config.update('jax_enable_x64', True) before anything else"
         )
     return dtype
 

@@ -36,4 +36,9 @@ def varying_as(tree: PyTree, array: jax.Array) -> PyTree:
     if not isinstance(array, jax.core.Tracer):
         return tree
     zero = array[:0].sum()  # of nothing, so that it is 0 even if the array isn't finite
-    return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), tree)
+
+    def of_leaf(leaf: jax.Array) -> jax.Array:
+        random_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return leaf if random_key else leaf + zero.astype(leaf.dtype)
+
+    return jax.tree.map(of_leaf, tree)

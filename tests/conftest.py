@@ -1,3 +1,8 @@
+import os
+
+# As experiments/__init__.py does, and as early.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import jax
 import pytest
 

@@ -279,6 +279,19 @@ def test_a_report_that_fails_costs_no_checkpoint(tmp_path, undisturbed):
     equal(start(tmp_path), undisturbed)
 
 
+def test_the_last_report_is_made_again_if_it_failed(tmp_path, undisturbed):
+    def fail(step, result):
+        if step == 8:
+            raise Stop
+
+    with pytest.raises(Stop):
+        start(tmp_path, on_report=fail)
+    assert folders(tmp_path) == ["step_00000004", "step_00000006"]
+    reports = []
+    equal(start(tmp_path, on_report=lambda *report: reports.append(report)), undisturbed)
+    assert [step for step, _ in reports] == [8]
+
+
 def test_what_cannot_be_listed_is_no_empty_directory(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError("not yours")

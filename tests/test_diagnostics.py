@@ -553,6 +553,24 @@ def test_a_bare_steps_state_must_have_the_inputs_batch():
         state_gradients(loss, step, params, inputs, initial_hidden((4,), "float32"))
 
 
+def test_within_shard_map_each_device_has_its_own_gradients():
+    cell = jaxrnn.gru(H)
+    params, inputs, _ = jax.tree.map(np.float32, random_problem(cell))
+    batch = jax.sharding.PartitionSpec(None, "batch")
+
+    def gradients(params, inputs):
+        return state_gradients(lambda outputs: jnp.sin(outputs).sum(), cell, params, inputs)
+
+    mapped = jax.shard_map(
+        gradients,
+        mesh=jax.sharding.Mesh(np.array(jax.devices()[:2]), ("batch",)),
+        in_specs=(jax.sharding.PartitionSpec(), batch),
+        out_specs=batch,
+    )
+    got, wanted = jax.jit(mapped)(params, inputs), gradients(params, inputs)
+    np.testing.assert_allclose(got, wanted, **FLOAT32)
+
+
 @pytest.mark.parametrize(
     ("wrong", "state", "error", "message"),
     [

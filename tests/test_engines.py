@@ -408,6 +408,20 @@ def test_within_shard_map(cell, engine):
     np.testing.assert_allclose(got, wanted, **FLOAT64)
 
 
+def test_a_random_key_in_the_state_within_jit():
+    def step(params, state, x):
+        hidden = 0.5 * state[0] + x.sum(-1)
+        return (hidden, state[1]), hidden
+
+    cell = jaxrnn.Cell(
+        lambda key, input_size, dtype: (),
+        lambda batch, dtype: (jnp.zeros(batch, dtype), jax.random.split(jax.random.key(0), batch)),
+        step,
+    )
+    _, outputs = jax.jit(lambda xs: jaxrnn.unroll(cell, (), xs))(jnp.ones((3, 2, 1)))
+    assert outputs[:, 0].tolist() == [1.0, 1.5, 1.75]
+
+
 def compare_under_vmap(cell, engine):
     """Map over params and inputs, over params, in a gradient, and over two axes."""
     with x64():

@@ -98,6 +98,23 @@ def test_windows_back_to_the_start_give_the_full_gradient(k1, k2):
     close(got, (final, value, gradient))
 
 
+def test_resets_are_carried_to_a_window_that_brings_none():
+    cell = jaxrnn.gru(H)
+    params, inputs, _ = problem(cell, length=4, batch=(B,))
+    outputs = jnp.zeros((4, B, H))
+    loss = jaxrnn.truncated_loss(
+        jaxrnn.rnn(cell), lambda got, wanted: jnp.square(got - wanted).sum(), k1=2, k2=4
+    )
+    resets = jnp.zeros((2, B), bool)
+    carry = loss.initial_carry(inputs)
+    _, carry = loss(params, carry, (inputs[:2], outputs[:2], {"resets": resets.at[1].set(True)}))
+    bare, _ = loss(params, carry, (inputs[2:], outputs[2:]))
+    flagged, _ = loss(params, carry, (inputs[2:], outputs[2:], {"resets": resets}))
+    np.testing.assert_array_equal(bare, flagged)
+    _, wanted = jaxrnn.unroll(cell, params, inputs[1:])
+    np.testing.assert_allclose(bare, jnp.square(wanted[1:]).sum(), **FLOAT64)
+
+
 # A gap, padding at the end, and resets on the first step of a window, within one, and in the gap.
 LENGTHS: Any = np.array([T, T - 3])
 MASK: Any = np.arange(T)[:, None] != [[4, 2]]

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
+from jaxrnn._dtypes import varying_as
 from jaxrnn.diagnostics._model import Model, check_model, run_model, scan
 from jaxrnn.diagnostics._norm import norm
 from jaxrnn.diagnostics._perturb import perturb_state
@@ -110,7 +111,7 @@ def state_gradients(
         return _check.scalar("loss", loss(run_model(cell, params, inputs, state, disturb)))
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tuple(shapes))
-    gradients = jax.grad(perturbed_loss)(zeros)
+    gradients = jax.grad(perturbed_loss)(varying_as(zeros, inputs))
     return gradients if isinstance(cell, Layer) else gradients[0]
 
 

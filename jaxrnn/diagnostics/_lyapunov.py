@@ -103,7 +103,9 @@ def lyapunov_exponents(
             far too large, as a block is shorter than the whole.
 
     Returns:
-        A `LyapunovSpectrum`. Memory is O(K * (N + T / qr_every)) a sequence.
+        A `LyapunovSpectrum`. Memory is O(K * (N + T / qr_every)) a sequence. On a CPU that other
+        programs keep busy, set `OPENBLAS_NUM_THREADS=1` in the environment: the threads of JAX's
+        LAPACK wait for one another actively there, and a second becomes minutes.
 
     Raises:
         TypeError: if an argument is of another kind, dtype or cell, or a part of the state is of

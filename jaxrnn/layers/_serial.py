@@ -43,7 +43,10 @@ def serial(*layers: Layer) -> Layer:
         raise TypeError("layers: got none, wanted at least one jaxrnn.Layer")
     for number, layer in enumerate(layers):
         if not isinstance(layer, Layer):
-            raise TypeError(f"layers[{number}]: got {_check.describe(layer)}, wanted a Layer")
+            raise TypeError(
+                f"layers[{number}]: got {_check.describe(layer)}, wanted a Layer, such "
+                "as jaxrnn.rnn(cell)"
+            )
         last = next((before for before in layers[:number] if not before.sequences), None)
         if last is not None and _runs_over_time(layer):
             raise ValueError(

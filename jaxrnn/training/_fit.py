@@ -42,7 +42,7 @@ def fit(
 ) -> FitResult:
     """Train parameters by gradient descent, many steps in one compiled loop between reports.
 
-    It replaces this loop, and gives the same whatever `report_every` is:
+    It replaces this loop, and gives the same up to rounding, whatever `report_every` is:
 
         step = train_step(loss, optimizer, clip_norm=clip_norm)
         state = init_train_state(params, optimizer, carry=carry)
@@ -58,7 +58,10 @@ def fit(
             steps in a row whose loss or gradient is not finite, where training would stop.
         batches: a pure function of a key that makes a batch, such as a task of `jaxrnn.tasks`; or a
             pytree of arrays whose first axis counts batches, which are taken in order, and again
-            from the first after the last.
+            from the first after the last: sequences `(T, B, I)` make arrays `(N, T, B, I)`, of one
+            batch `(1, T, B, I)`. The function is traced once: draw with the key, as
+            `data[jax.random.randint(key, (B,), 0, len(data))]` does of a JAX array; `numpy.random`
+            would draw one batch for ever. With a data loader loop over `train_step`.
         steps: how many steps to train.
         key: the random key that all randomness comes from.
         carry: what the loss carries from step to step, such as a recurrent state.
@@ -145,12 +148,18 @@ def fit(
             total += int(done)
             bar.update(int(done))
             bar.set_postfix(loss=f"{now.history.loss[-1]:.4g}")
+            due = good and checkpoints and (total % checkpoints.every == 0 or total == steps)
             try:
                 if on_report and (total % report_every == 0 or total == steps or not good):
                     on_report(total, _result(now))
-            finally:  # if reporting fails, as on a full disk, that is no reason to lose steps
-                if good and checkpoints and (total % checkpoints.every == 0 or total == steps):
+            except BaseException:
+                # A full disk, say, is no reason to lose steps. But no later report makes up for
+                # the last one: that is made again when the run goes on from the checkpoint before.
+                if checkpoints and due and total < steps:
                     save(checkpoints, now)
+                raise
+            if checkpoints and due:
+                save(checkpoints, now)
             if not good:
                 leaf = first_bad_leaf(loss, step, source, state, keys[int(done) - 1])
                 raise non_finite_error(_result(now), total - 1, leaf)

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from jaxrnn import _check
-from jaxrnn._dtypes import strongly_typed
+from jaxrnn._dtypes import strongly_typed, varying_as
 from jaxrnn._unroll import checked_flags
 from jaxrnn.layers import Layer
 
@@ -117,11 +117,11 @@ class TruncatedLoss:
                 (carry.resets, new_resets, False),
             )
         )
-        # Without overlap there are no steps before to skip; a layer without state skips none.
+        # Without overlap no steps are run again; a layer without state heeds no flags.
         used: dict[str, Array] = {}
         if self.model.ragged and (k2 > k1 or new_mask is not None):
             used["mask"] = mask
-        if self.model.ragged and new_resets is not None:
+        if self.model.ragged and (k2 > k1 or new_resets is not None):
             used["resets"] = resets
         keys = (None, None) if key is None else jax.random.split(_check.key("key", key))
 
@@ -322,11 +322,15 @@ def _sum_windows(
         (value, (carry, state)), gradient = differentiate(params, carry, *window)
         return (carry, state, *jax.tree.map(jnp.add, totals, [value, gradient])), None
 
+    carry = varying_as(carry, jax.tree.leaves(sequence)[0])
     first = jax.tree.map(lambda leaf: leaf[0], (windows, keys))
     (value, _), gradient = jax.eval_shape(differentiate, params, carry, *first)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, gradient))
+    value, gradient = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, gradient)
+    )
+    value = varying_as(value, jax.tree.leaves(sequence)[0])
     (_, state, value, gradient), _ = lax.scan(
-        add_window, (carry, carry.state, *zeros), (windows, keys)
+        add_window, (carry, carry.state, value, gradient), (windows, keys)
     )
     return state, value, gradient
 
@@ -340,7 +344,10 @@ def _check_inputs(inputs: Any) -> None:
 def _checked_window(carry: Any, batch: Any, k1: int, k2: int) -> tuple[Any, Any, Any, Any]:
     """Return a window's inputs, targets, mask or None, and resets or None."""
     if not isinstance(carry, TruncatedCarry):
-        raise TypeError(f"carry: got {_check.describe(carry)}, wanted what initial_carry returns")
+        raise TypeError(
+            f"carry: got {_check.describe(carry)}, wanted what initial_carry returns, which "
+            "fit takes as carry"
+        )
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         raise TypeError(
             f"batch: got {_check.describe(batch)}, wanted (inputs, targets), or "
