@@ -1,4 +1,4 @@
-"""What dtypes arrays are carried and added up in."""
+"""What types arrays are carried and added up in: dtypes, and what differs between devices."""
 
 from typing import Any
 

@@ -148,21 +148,14 @@ def fit(
             total += int(done)
             bar.update(int(done))
             bar.set_postfix(loss=f"{now.history.loss[-1]:.4g}")
-            due = good and checkpoints and (total % checkpoints.every == 0 or total == steps)
-            try:
-                if on_report and (total % report_every == 0 or total == steps or not good):
-                    on_report(total, _result(now))
-            except BaseException:
-                # A full disk, say, is no reason to lose steps. But no later report makes up for
-                # the last one: that is made again when the run goes on from the checkpoint before.
-                if checkpoints and due and total < steps:
-                    save(checkpoints, now)
-                raise
-            if checkpoints and due:
-                save(checkpoints, now)
+            if on_report is not None and (total % report_every == 0 or total == steps or not good):
+                on_report(total, _result(now))
             if not good:
                 leaf = first_bad_leaf(loss, step, source, state, keys[int(done) - 1])
                 raise non_finite_error(_result(now), total - 1, leaf)
+            # After the report: one that fails, on a full disk, say, is made again when the run is.
+            if checkpoints is not None and (total % checkpoints.every == 0 or total == steps):
+                save(checkpoints, now)
     return _result(now)
 
 
