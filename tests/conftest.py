@@ -12,6 +12,10 @@ from tests.tolerances import x64
 # For the engine that divides the batch over devices; nothing else looks at the second.
 jax.config.update("jax_num_cpu_devices", 2)
 
+if jax.default_backend() == "gpu":
+    # The default there rounds what it multiplies to TF32, 10 bits, which tests of 24 bits see.
+    jax.config.update("jax_default_matmul_precision", "highest")
+
 _compilations = 0
 
 

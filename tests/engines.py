@@ -33,6 +33,8 @@ ENGINES = [
     EngineRow("hoisted", jaxrnn.hoisted(), gated),
     EngineRow("hoisted(2)", jaxrnn.hoisted(2, keep="states"), gated),
     EngineRow("hoisted(products)", jaxrnn.hoisted(2, keep="products"), gated),
+    # Steps are left over, of the sequence for its chunks and of a chunk for its turns.
+    EngineRow("hoisted(unrolled)", jaxrnn.hoisted(3, unroll=2), gated),
     EngineRow("checkpointed(2)", jaxrnn.checkpointed(2), any_cell),
     EngineRow("checkpointed(3, scan)", jaxrnn.checkpointed(3, jaxrnn.scan()), any_cell),
     EngineRow("sharded", jaxrnn.sharded(2), on_two_devices),

@@ -101,7 +101,7 @@ def compare(cell, engine, derivative, *arguments, **options):
 @pytest.mark.parametrize(
     ("cell", "engine"),
     pairs(
-        "lstm-hoisted peephole-hoisted lstm-scan(3) gru-hoisted(2) "
+        "lstm-hoisted peephole-hoisted lstm-scan(3) gru-hoisted(2) elman-hoisted(unrolled) "
         "gru_reset_before-checkpointed(2) lstm-sharded"
     )
     # Wrapped cells run on every engine where they train, in tests/test_wrappers.py.
@@ -676,6 +676,12 @@ def test_what_is_used_twice_is_kept_for_itself():
     spec = jax.ShapeDtypeStruct((3,), "f4")
     inputs = jax.ShapeDtypeStruct((5, 3), "f4")
     assert anatomy(step, jax.ShapeDtypeStruct((), "f4"), spec, inputs).sums.pairs == {}
+
+
+def test_bad_unroll():
+    for unroll, error in [(0, ValueError), (2.0, TypeError)]:
+        with pytest.raises(error, match="unroll: got"):
+            jaxrnn.hoisted(unroll=unroll)
 
 
 def test_bad_keep():

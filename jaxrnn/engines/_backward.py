@@ -51,6 +51,7 @@ def back_through(
     steps: Steps,
     *,
     reverse: bool,
+    unroll: int,
 ) -> Cotangents:
     """Carry cotangents back through a chunk's steps.
 
@@ -61,12 +62,13 @@ def back_through(
         d_state: the cotangent of the state after the chunk.
         steps: what the steps need.
         reverse: whether the loop begins with the last step.
+        unroll: how many steps the compiled loop's body holds.
 
     Returns:
         The cotangents.
     """
     loop = _by_derivatives if parts.pointwise and parts.small else _by_pullbacks
-    return loop(parts, params, product, d_state, steps, reverse=reverse)
+    return loop(parts, params, product, d_state, steps, reverse=reverse, unroll=unroll)
 
 
 def _by_pullbacks(
@@ -77,6 +79,7 @@ def _by_pullbacks(
     steps: Steps,
     *,
     reverse: bool,
+    unroll: int,
 ) -> Cotangents:
     """Carry cotangents back through any steps."""
     # The transpose of `activate` at every step: a function is a pytree of what it holds.
@@ -98,7 +101,7 @@ def _by_pullbacks(
 
     zeros = jax.tree.map(jnp.zeros_like, pick(parts.used, params))
     (d_state, d_used), packed = scan_distinct(
-        body, (d_state, zeros), (pullbacks, steps), reverse=reverse
+        body, (d_state, zeros), (pullbacks, steps), reverse=reverse, unroll=unroll
     )
     return Cotangents(d_state, d_used, *unpacked(packed))
 
@@ -111,6 +114,7 @@ def _by_derivatives(
     steps: Steps,
     *,
     reverse: bool,
+    unroll: int,
 ) -> Cotangents:
     """Carry cotangents back through small steps whose `activate` is pointwise.
 
@@ -149,7 +153,9 @@ def _by_derivatives(
         extra = [_weighted_sum(derivatives, d_results) for derivatives in direct.values()]
         return stacked(add_at(list(direct), d_previous, extra)), packed
 
-    d_first, packed = scan_distinct(body, stacked(d_state), (table, direct, steps), reverse=reverse)
+    d_first, packed = scan_distinct(
+        body, stacked(d_state), (table, direct, steps), reverse=reverse, unroll=unroll
+    )
     return Cotangents(of_stacked(d_first), [], *unpacked(packed))
 
 

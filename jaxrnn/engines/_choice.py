@@ -44,7 +44,7 @@ def choose_engine(
         >>> inputs = jax.ShapeDtypeStruct((200, 32, 64), jnp.float32)
         >>> choice = jaxrnn.choose_engine(jaxrnn.gru(128), inputs)
         >>> choice.engine
-        Hoisted(chunk=None, keep=None)
+        Hoisted(chunk=None, keep=None, unroll=None)
         >>> print(choice.reason)
         gru shows a gated structure, so weight gradients can leave the backward loop
     """

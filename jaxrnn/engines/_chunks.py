@@ -121,14 +121,19 @@ def scan_checkpointed(
 
 
 def scan_distinct(
-    body: Callable[[Any, Any], tuple[Any, PyTree]], carry: Any, xs: PyTree, *, reverse: bool
+    body: Callable[[Any, Any], tuple[Any, PyTree]],
+    carry: Any,
+    xs: PyTree,
+    *,
+    reverse: bool,
+    unroll: int = 1,
 ) -> tuple[Any, PyTree]:
     """Do as `lax.scan`, but store only once what the body returns in several places.
 
     A hidden state that is the output too is the commonest such thing.
     """
     each_once, restored = _each_once(body)
-    carry, kept = lax.scan(each_once, carry, xs, reverse=reverse)
+    carry, kept = lax.scan(each_once, carry, xs, reverse=reverse, unroll=unroll)
     return carry, restored(kept)
 
 
@@ -142,6 +147,7 @@ def scan_prepared(
     steps: int,
     chunk: int,
     reverse: bool,
+    unroll: int,
 ) -> tuple[Any, PyTree]:
     """Do as `scan_distinct`, on what is made of a chunk of steps at a time.
 
@@ -157,12 +163,13 @@ def scan_prepared(
         steps: how many steps there are.
         chunk: how many a chunk has.
         reverse: whether to begin with the last step.
+        unroll: how many steps the compiled loop's body holds.
 
     Returns:
         The last carry, and the outputs of all steps.
     """
     if chunk == steps:
-        return scan_distinct(body, carry, prepare(per_step), reverse=reverse)
+        return scan_distinct(body, carry, prepare(per_step), reverse=reverse, unroll=unroll)
     each_once, restored = _each_once(body)
 
     def step(loop: Any, x: Any) -> tuple[Any, None]:
@@ -173,7 +180,7 @@ def scan_prepared(
         return (carry, place - 1 if reverse else place + 1, buffers), None
 
     def run_chunk(loop: Any, _: None, of_steps: PyTree) -> tuple[Any, None]:
-        return lax.scan(step, loop, prepare(of_steps), reverse=reverse)
+        return lax.scan(step, loop, prepare(of_steps), reverse=reverse, unroll=unroll)
 
     shapes = jax.eval_shape(each_once, carry, x)[1]
     buffers = [jnp.zeros((steps, *leaf.shape), leaf.dtype) for leaf in shapes]

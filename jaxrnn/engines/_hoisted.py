@@ -14,7 +14,13 @@ from jaxrnn import _check
 from jaxrnn._cell import Cell
 from jaxrnn.engines._backward import Steps, back_through
 from jaxrnn.engines._chunks import nearby_divisor, scan_chunks, scan_prepared
-from jaxrnn.engines._engine import Engine, checked_chunk, leading_shape, size_in_bytes
+from jaxrnn.engines._engine import (
+    Engine,
+    checked_chunk,
+    leading_shape,
+    size_in_bytes,
+    steps_a_turn,
+)
 from jaxrnn.engines._gated import Anatomy, anatomy
 from jaxrnn.engines._layout import turned_kernels, turned_rows
 from jaxrnn.engines._leaves import add, add_at
@@ -51,6 +57,7 @@ class Hoisted(Engine):
 
     chunk: int | None
     keep: Keep | None
+    unroll: int | None
 
     def __call__(
         self, cell: Cell, params: Any, state: Any, inputs: Any, *, reverse: bool, keep_states: bool
@@ -66,9 +73,10 @@ class Hoisted(Engine):
         chunk = checked_chunk(self.chunk, steps)
         parts = anatomy(gated, params, state, inputs)
         chunk = chunk or _chunk_length(parts, params, steps)
+        unroll = self.unroll or steps_a_turn()
 
         def call(function, keep, *arguments):
-            run = functools.partial(function, parts, chunk, reverse, keep)
+            run = functools.partial(function, parts, chunk, unroll, reverse, keep)
             together = functools.partial(_together, parts, chunk)
             return call_members(run, *arguments, together=together)
 
@@ -77,7 +85,7 @@ class Hoisted(Engine):
             return final, outputs, states if keep_states else None
 
         def reference(params, state, inputs):
-            return Scan(unroll=1)(
+            return Scan(unroll)(
                 cell, params, state, inputs, reverse=reverse, keep_states=keep_states
             )
 
@@ -105,7 +113,9 @@ class Hoisted(Engine):
         return (run if hoistable else reference)(params, state, inputs)
 
 
-def hoisted(chunk: int | None = None, keep: Keep | None = None) -> Hoisted:
+def hoisted(
+    chunk: int | None = None, keep: Keep | None = None, unroll: int | None = None
+) -> Hoisted:
     """Make the engine for training gated cells: all weight gradients are taken after the loop.
 
     Going back in time needs only the cotangent of the state,
@@ -137,7 +147,11 @@ def hoisted(chunk: int | None = None, keep: Keep | None = None) -> Hoisted:
         keep: what to keep of every step for the way back: its "states" alone, or what `project` and
             `recur` return too, "products" (their sum, where `activate` only adds them up), so that
             nothing has to be multiplied again. None keeps products, up to 512 MiB, where kernels
-            and batches are large: of 8 sequences from about 64 units on.
+            and batches are large: of 8 sequences from about 64 units on. On accelerators it keeps
+            states, as one large product takes less time there than writing its results.
+        unroll: how many steps the body of a compiled loop holds, as in `scan`. None takes 1, which
+            is the fastest on a CPU, but 8 on a GPU, where a step takes as long as it takes to start
+            its kernels: so unrolled, one of them stores the results of 8 steps.
 
     Returns:
         An engine for `unroll(..., engine=...)`. `unroll` raises a ValueError with a cell that has
@@ -146,8 +160,8 @@ def hoisted(chunk: int | None = None, keep: Keep | None = None) -> Hoisted:
         with a cell that closes over values which are being traced, or has effects such as printing.
 
     Raises:
-        TypeError: if `chunk` is not an integer.
-        ValueError: if it is below 1, or `keep` none of these.
+        TypeError: if `chunk` or `unroll` is not an integer.
+        ValueError: if one of them is below 1, or `keep` none of these.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -166,12 +180,18 @@ def hoisted(chunk: int | None = None, keep: Keep | None = None) -> Hoisted:
     """
     if keep is not None and keep not in get_args(Keep):
         raise ValueError(f"keep: got {keep!r}, wanted one of {get_args(Keep)} or None")
-    return Hoisted(None if chunk is None else _check.size("chunk", chunk), keep)
+    return Hoisted(
+        None if chunk is None else _check.size("chunk", chunk),
+        keep,
+        None if unroll is None else _check.size("unroll", unroll),
+    )
 
 
 def hoisted_where_it_can(cell: Cell) -> Engine:
     """Return `hoisted()` for gated cells, and `scan()` for others."""
-    return Scan(unroll=1) if cell.structure is None else Hoisted(chunk=None, keep=None)
+    if cell.structure is None:
+        return Scan(unroll=steps_a_turn())
+    return Hoisted(chunk=None, keep=None, unroll=None)
 
 
 def _chunk_length(parts: Anatomy, params: Any, steps: int) -> int:
@@ -200,7 +220,14 @@ def _step_size(parts: Anatomy) -> int:
 
 
 def _forward(
-    parts: Anatomy, chunk: int, reverse: bool, keep: Keep, params: Any, state: Any, inputs: Any
+    parts: Anatomy,
+    chunk: int,
+    unroll: int,
+    reverse: bool,
+    keep: Keep,
+    params: Any,
+    state: Any,
+    inputs: Any,
 ) -> tuple[Any, ...]:
     """Return the last state, and every step's output, state and what else is to be kept."""
     gated = parts.gated
@@ -220,6 +247,7 @@ def _forward(
         steps=leading_shape(inputs)[0],
         chunk=chunk,
         reverse=reverse,
+        unroll=unroll,
     )
     return final, *kept
 
@@ -227,6 +255,7 @@ def _forward(
 def _backward(
     parts: Anatomy,
     chunk: int,
+    unroll: int,
     reverse: bool,
     keep: Keep,
     params: Any,
@@ -259,7 +288,9 @@ def _backward(
         else:
             recurrent = _merged(functools.partial(gated.recur, params), exposed, axes)
         steps_back = Steps(previous, projected, recurrent, d_outputs, d_states)
-        back = back_through(parts, params, product, d_state, steps_back, reverse=not reverse)
+        back = back_through(
+            parts, params, product, d_state, steps_back, reverse=not reverse, unroll=unroll
+        )
         # Of these two nothing needs the values, which XLA then leaves out.
         _, through_weights = jax.vjp(
             lambda params: (
@@ -321,8 +352,10 @@ def _merged(function: Callable[[PyTree], PyTree], tree: PyTree, axes: int) -> Py
 def _what_to_keep(parts: Anatomy, params: Any, steps: int, batch: int) -> Keep:
     """Choose by what is less work: to write to memory and read again, or to compute again.
 
-    Products are worth keeping where kernels and batches are large.
+    Products are worth keeping where kernels and batches are large, on a CPU.
     """
+    if jax.default_backend() not in _WORKING_SET:
+        return "states"
     kept = jax.tree.leaves(jax.eval_shape(parts.sums.add, parts.projected, parts.recurrent))
     size = size_in_bytes(kept)
     # Each weight takes part in a multiplication and an addition for each example.
