@@ -10,8 +10,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import PyTree
 
-from jaxrnn._dtypes import varying_as
-
 
 def nearby_divisor(length: int, target: int) -> int:
     """Return the divisor of `length` nearest to `target`, or `target` if none is within twice.
@@ -135,61 +133,6 @@ def scan_distinct(
     each_once, restored = _each_once(body)
     carry, kept = lax.scan(each_once, carry, xs, reverse=reverse, unroll=unroll)
     return carry, restored(kept)
-
-
-def scan_prepared(
-    prepare: Callable[[PyTree], PyTree],
-    body: Callable[[Any, Any], tuple[Any, PyTree]],
-    carry: Any,
-    per_step: PyTree,
-    x: PyTree,
-    *,
-    steps: int,
-    chunk: int,
-    reverse: bool,
-    unroll: int,
-) -> tuple[Any, PyTree]:
-    """Do as `scan_distinct`, on what is made of a chunk of steps at a time.
-
-    A scan within a scan fills buffers of its own with zeros for each chunk, and has them copied to
-    those of the outer one. Here the body's results are written where they are to stay.
-
-    Args:
-        prepare: `of_steps -> xs`, of any number of steps.
-        body: `(carry, x) -> (carry, outputs)`.
-        carry: what the first step to run gets.
-        per_step: a pytree with an entry for each step.
-        x: the shapes and dtypes of an entry of what `prepare` returns.
-        steps: how many steps there are.
-        chunk: how many a chunk has.
-        reverse: whether to begin with the last step.
-        unroll: how many steps the compiled loop's body holds.
-
-    Returns:
-        The last carry, and the outputs of all steps.
-    """
-    if chunk == steps:
-        return scan_distinct(body, carry, prepare(per_step), reverse=reverse, unroll=unroll)
-    each_once, restored = _each_once(body)
-
-    def step(loop: Any, x: Any) -> tuple[Any, None]:
-        carry, place, buffers = loop
-        carry, outputs = each_once(carry, x)
-        put = functools.partial(lax.dynamic_update_index_in_dim, index=place, axis=0)
-        buffers = [put(*pair) for pair in zip(buffers, outputs, strict=True)]
-        return (carry, place - 1 if reverse else place + 1, buffers), None
-
-    def run_chunk(loop: Any, _: None, of_steps: PyTree) -> tuple[Any, None]:
-        return lax.scan(step, loop, prepare(of_steps), reverse=reverse, unroll=unroll)
-
-    shapes = jax.eval_shape(each_once, carry, x)[1]
-    buffers = [jnp.zeros((steps, *leaf.shape), leaf.dtype) for leaf in shapes]
-    buffers = varying_as(buffers, jax.tree.leaves(per_step)[0])
-    begin = carry, jnp.array(steps - 1 if reverse else 0), buffers
-    (carry, _, buffers), _ = scan_chunks(
-        run_chunk, begin, None, per_step, steps=steps, chunk=chunk, reverse=reverse
-    )
-    return carry, restored(buffers)
 
 
 def _each_once(

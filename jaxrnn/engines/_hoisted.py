@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from jaxrnn import _check
 from jaxrnn._cell import Cell
 from jaxrnn.engines._backward import Steps, back_through
-from jaxrnn.engines._chunks import nearby_divisor, scan_chunks, scan_prepared
+from jaxrnn.engines._chunks import nearby_divisor, scan_chunks, scan_distinct
 from jaxrnn.engines._engine import (
     Engine,
     checked_chunk,
@@ -231,6 +231,7 @@ def _forward(
 ) -> tuple[Any, ...]:
     """Return the last state, and every step's output, state and what else is to be kept."""
     gated = parts.gated
+    steps = leading_shape(inputs)[0]
 
     def body(state, projected):
         recurrent = gated.product(params, state, projected)
@@ -238,16 +239,12 @@ def _forward(
         kept = parts.sums.add(projected, recurrent) if keep == "products" else None
         return new_state, (output, new_state, kept)
 
-    final, kept = scan_prepared(
-        functools.partial(gated.project, params),
-        body,
-        state,
-        inputs,
-        parts.projected,
-        steps=leading_shape(inputs)[0],
-        chunk=chunk,
-        reverse=reverse,
-        unroll=unroll,
+    def run_chunk(state, _, inputs):
+        projected = gated.project(params, inputs)
+        return scan_distinct(body, state, projected, reverse=reverse, unroll=unroll)
+
+    final, kept = scan_chunks(
+        run_chunk, state, None, inputs, steps=steps, chunk=chunk, reverse=reverse
     )
     return final, *kept
 
