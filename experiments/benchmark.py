@@ -61,6 +61,7 @@ ENGINES = {
     "default": None,
     "scan": jaxrnn.scan(),
     "unroll4": jaxrnn.scan(unroll=4),
+    "unroll8": jaxrnn.scan(unroll=8),
     "hoisted": jaxrnn.hoisted(),
     "checkpointed": jaxrnn.checkpointed(),
     "sharded": jaxrnn.sharded(),
@@ -326,7 +327,9 @@ CONTENDERS = {
 
 # The default is one of the others, and no peer unrolls its loop by default.
 DEFAULT_CONTENDERS = [
-    name for name in CONTENDERS if name not in ("jaxrnn-default", "jaxrnn-unroll4")
+    name
+    for name in CONTENDERS
+    if name not in ("jaxrnn-default", "jaxrnn-unroll4", "jaxrnn-unroll8")
 ]
 
 
@@ -852,6 +855,7 @@ STYLES = {
     "jaxrnn-default": ("o", "#0072B2"),
     "jaxrnn-scan": ("o", "#56B4E9"),
     "jaxrnn-unroll4": ("o", "#CC79A7"),
+    "jaxrnn-unroll8": ("o", "#117733"),
     "jaxrnn-hoisted": ("o", "#D55E00"),
     "jaxrnn-checkpointed": ("o", "#E69F00"),
     "jaxrnn-sharded": ("o", "#F0E442"),
