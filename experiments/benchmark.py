@@ -420,13 +420,20 @@ def matrix_peak(dtype: str) -> float:
 
 
 def prepare(problem: Problem, pass_: str, names: Iterable[str], seed: int) -> dict[str, Program]:
-    """Make the programs of those contenders that have the cell."""
-    return {
-        name: CONTENDERS[name].prepare(problem, pass_, seed)
-        for name in names
-        if problem.cell in CONTENDERS[name].cells
-        and not (CONTENDERS[name].group == "sharded" and problem.batch % len(jax.devices()))
-    }
+    """Make the programs of those contenders that have the cell; a peer's that fails is left out."""
+    programs = {}
+    for name in names:
+        contender = CONTENDERS[name]
+        divides = contender.group != "sharded" or problem.batch % len(jax.devices()) == 0
+        if problem.cell not in contender.cells or not divides:
+            continue
+        try:
+            programs[name] = contender.prepare(problem, pass_, seed)
+        except Exception as error:
+            if contender.package == "jaxrnn":
+                raise
+            print(f"left out: {name}, which raised {type(error).__name__}: {error}"[:200])
+    return programs
 
 
 def measure(

@@ -4,8 +4,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import pytest
 
 import jaxrnn
+
+ON_A_CPU = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="is about a CPU's caches, and XLA's programs for it"
+)
 
 
 class EngineRow(NamedTuple):

@@ -13,9 +13,10 @@ import pytest
 import jaxrnn
 from jaxrnn.engines import _hoisted
 from jaxrnn.engines._chunks import nearby_divisor
+from jaxrnn.engines._engine import steps_a_turn
 from jaxrnn.engines._gated import anatomy
 from tests.cells import CELLS, innermost
-from tests.engines import ENGINES
+from tests.engines import ENGINES, ON_A_CPU
 from tests.problems import drawn, problem
 from tests.tolerances import FLOAT64, x64
 
@@ -236,7 +237,7 @@ def loop_back(cell, batch):
     params, inputs, _ = problem(cell, batch=(batch,))
 
     def loss(params):
-        return jaxrnn.unroll(cell, params, inputs, engine=jaxrnn.hoisted())[1].sum()
+        return jaxrnn.unroll(cell, params, inputs, engine=jaxrnn.hoisted(unroll=1))[1].sum()
 
     jaxpr = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
     return [equation for equation in equations(jaxpr) if equation.primitive.name == "scan"][-1]
@@ -471,7 +472,7 @@ def test_vmap_one_by_one(cell, engine):
 MEMBERS = 7
 
 
-@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("one_by_one", [False, pytest.param(True, marks=ON_A_CPU)])
 def test_members_run_one_by_one_where_the_caches_hold_too_few(one_by_one, request):
     if one_by_one:
         request.getfixturevalue("tiny_caches")
@@ -522,7 +523,7 @@ def test_the_choice_gives_its_reason():
     assert choice.engine == jaxrnn.hoisted()
     assert choice.reason.startswith("lstm shows a gated structure")
     choice = jaxrnn.choose_engine(jaxrnn.gru(H, reset_after=False), inputs)
-    assert choice.engine == jaxrnn.scan()
+    assert choice.engine == jaxrnn.scan(steps_a_turn())
     assert choice.reason.startswith("gru_reset_before shows no structure")
 
 
@@ -614,6 +615,7 @@ def test_bad_chunks(make):
             make(chunk)
 
 
+@ON_A_CPU
 @pytest.mark.parametrize(
     ("cell", "shape", "wanted"),
     [
@@ -678,6 +680,31 @@ def test_what_is_used_twice_is_kept_for_itself():
     assert anatomy(step, jax.ShapeDtypeStruct((), "f4"), spec, inputs).sums.pairs == {}
 
 
+@pytest.mark.parametrize("cell", [jaxrnn.lstm(H), jaxrnn.gru(LARGE)], ids=repr)
+def test_programs_for_a_gpu(cell, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    steps = 27  # as in no other test, whose programs would be found again
+    with x64():
+        arguments = problem(cell, length=steps, dtype=jnp.float64)
+        compare(cell, jaxrnn.hoisted(), lambda f, a: jax.value_and_grad(f)(a), arguments)
+
+    params, inputs, _ = problem(cell, length=steps)
+
+    def lowered(**options):
+        def loss(params):
+            engine = jaxrnn.hoisted(**options)
+            return jaxrnn.unroll(cell, params, inputs, engine=engine)[1].sum()
+
+        return jax.jit(jax.grad(loss)).lower(params).as_text()
+
+    default = lowered()
+    assert default == lowered(keep="states", unroll=8)
+    assert default != lowered(keep="products", unroll=8)
+    assert default != lowered(keep="states", unroll=1)
+    ungated = jaxrnn.gru(H, reset_after=False)
+    assert jaxrnn.choose_engine(ungated, inputs).engine == jaxrnn.scan(8)
+
+
 def test_bad_unroll():
     for unroll, error in [(0, ValueError), (2.0, TypeError)]:
         with pytest.raises(error, match="unroll: got"):
@@ -734,6 +761,7 @@ def test_training_on_a_divided_batch_is_training():
         np.testing.assert_allclose(flat(two.params), flat(one.params), **FLOAT64)
 
 
+@ON_A_CPU
 def test_checkpointed_keeps_little():
     cell = jaxrnn.lstm(H)
     params, inputs, state = problem(cell, length=400)

@@ -16,10 +16,6 @@ FLOAT32: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-6}
 # roundings average out.
 PEERS_RELATIVE = {"float32": 1e-6, "float64": 1e-13}
 
-# cuDNN against XLA in float32, neither of them in TF32: a GPU's own exponentials and tangents are
-# good to some units of the last place, and gradients add them up over all steps.
-CUDNN_RELATIVE = 1e-5
-
 # A mean of draws against the true one: more standard errors than these come about for less than
 # one key in 10,000, and the keys are always the same.
 STANDARD_ERRORS = 4

@@ -77,6 +77,20 @@ def test_the_seed_decides_the_orders():
     assert first == again != other
 
 
+def test_a_peer_that_fails_is_left_out(monkeypatch, capsys):
+    def fail(*arguments):
+        raise ValueError("Unknown output type bfloat16")
+
+    for name in ("flax", "jaxrnn-scan"):
+        monkeypatch.setitem(CONTENDERS, name, CONTENDERS[name]._replace(prepare=fail))
+    problem = Problem("gru", T, B, I, H)
+    assert benchmark.prepare(problem, "forward", ["flax"], 0) == {}
+    said = capsys.readouterr().out
+    assert said == "left out: flax, which raised ValueError: Unknown output type bfloat16\n"
+    with pytest.raises(ValueError, match="bfloat16"):
+        benchmark.prepare(problem, "forward", ["jaxrnn-scan"], 0)
+
+
 @pytest.mark.parametrize(("budget", "rounds"), [(0.0, benchmark.LEAST_ROUNDS), (15.0, 5), (1e9, 8)])
 def test_rounds_end_with_the_budget(budget, rounds):
     samples, _ = interleaved({"a": 1.0, "b": 2.0}, rounds=8, budget=budget)
