@@ -50,9 +50,10 @@ def sweep(
     divide their number, the cores of a CPU too once `jax_num_cpu_devices` shows them.
 
     Args:
-        setup: `(setting, key) -> (loss, params, optimizer)`, as `fit` takes them. It is traced for
-            all members together, so that a setting may go where arrays may, as in
-            `optax.adam(setting)` or `setting * kernel`, and not into a cell's constructor.
+        setup: `(setting, key) -> (loss, params, optimizer)`, as `fit` takes them. It is called for
+            each member, and then traced for all together, so that a setting may go where arrays
+            may, as in `optax.adam(setting)` or `setting * kernel`, and not into a cell's
+            constructor.
         settings: a pytree of arrays whose first axis counts members; None if they differ by their
             keys alone.
         batches: as in `fit`, a function of a key or arrays; arrays are the same for all members.
@@ -146,14 +147,16 @@ def _start(
 ) -> tuple[TrainState, Bool[Array, "members"]]:
     """Return each member as training begins, and that it has not stopped."""
 
-    def start(of_member: tuple[PyTree, PRNGKeyArray]) -> tuple[TrainState, Bool[Array, ""]]:
-        _, params, optimizer = _checked_setup(setup(*of_member))
-        state = init_train_state(params, optimizer, carry=carry)
-        return strongly_typed(state), jnp.array(True)
+    def start(number: int) -> TrainState:
+        setting, key = jax.tree.map(lambda leaf: leaf[number], (settings, keys))
+        _, params, optimizer = _checked_setup(setup(setting, key))
+        return strongly_typed(init_train_state(params, optimizer, carry=carry))
 
-    # One after the other, not by vmap: initialisers factorise matrices, and jaxlib's batched
-    # factorisations can wait for one another without end where a CPU has few threads.
-    return jax.jit(functools.partial(lax.map, start))((settings, keys))
+    # Not by a program for all: it would take longer to compile than the members take to make. Nor
+    # by vmap: initialisers factorise matrices, and jaxlib's batched factorisations can wait for one
+    # another without end where a CPU has few threads.
+    states = [start(number) for number in range(len(keys))]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), jnp.ones(len(keys), bool)
 
 
 def _make_run(
