@@ -701,8 +701,9 @@ def test_programs_for_a_gpu(cell, monkeypatch):
     assert default == lowered(keep="states", unroll=8)
     assert default != lowered(keep="products", unroll=8)
     assert default != lowered(keep="states", unroll=1)
-    ungated = jaxrnn.gru(H, reset_after=False)
-    assert jaxrnn.choose_engine(ungated, inputs).engine == jaxrnn.scan(8)
+    choice = jaxrnn.choose_engine(jaxrnn.gru(H, reset_after=False), inputs)
+    assert choice.engine == jaxrnn.scan(8)
+    assert choice.reason.endswith("; a gpu takes longest to start kernels, so loops hold 8 steps")
 
 
 def test_bad_unroll():

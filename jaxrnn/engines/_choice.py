@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
 from jaxrnn.engines._checkpointed import checkpointed
-from jaxrnn.engines._engine import Engine, size_in_bytes
+from jaxrnn.engines._engine import Engine, size_in_bytes, steps_a_turn
 from jaxrnn.engines._hoisted import hoisted_where_it_can
 
 # States that take more than this, in bytes, are not all kept.
@@ -64,4 +64,8 @@ def choose_engine(
         if cell.structure is None
         else f"{cell.name} shows a gated structure, so weight gradients can leave the backward loop"
     )
+    turn = steps_a_turn()
+    if turn > 1:
+        backend = jax.default_backend()
+        reason += f"; a {backend} takes longest to start kernels, so loops hold {turn} steps"
     return EngineChoice(hoisted_where_it_can(cell), reason)
