@@ -328,8 +328,8 @@ def _shifted(entering: PyTree, states: PyTree, *, reverse: bool) -> PyTree:
 
     def shifted(first, after):
         if reverse:
-            return jnp.concatenate([after, first[None]])[1:]
-        return jnp.concatenate([first[None], after])[:-1]
+            return jnp.concatenate([after[1:], first[None]])
+        return jnp.concatenate([first[None], after[:-1]])
 
     return jax.tree.map(shifted, entering, states)
 
