@@ -432,7 +432,7 @@ def prepare(problem: Problem, pass_: str, names: Iterable[str], seed: int) -> di
         except Exception as error:
             if contender.package == "jaxrnn":
                 raise
-            print(f"left out: {name}, which raised {type(error).__name__}: {error}"[:200])
+            print(f"left out here: {name}, which raised {type(error).__name__}: {error}"[:200])
     return programs
 
 

@@ -9,7 +9,7 @@ from tests.problems import problem
 
 pytestmark = pytest.mark.gpu
 
-T, B, I, H = 20, 3, 5, 8
+T, B, I, H = 24, 3, 5, 8
 
 
 def test_loops_are_unrolled():

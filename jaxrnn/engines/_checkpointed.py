@@ -56,7 +56,8 @@ def checkpointed(chunk: int | None = None, engine: Engine | None = None) -> Chec
     Args:
         chunk: how many steps a chunk has. None takes a divisor of T near its square root. If T is
             no multiple of it, the steps that are left over are compiled for themselves.
-        engine: what runs a chunk. None takes `hoisted()` for gated cells, and `scan()` for others.
+        engine: what runs a chunk. None takes `hoisted()` for gated cells, and `scan()` for others,
+            unrolled on a GPU.
 
     Returns:
         An engine for `unroll(..., engine=...)`, for any cell; `unroll` raises a ValueError if

@@ -54,18 +54,23 @@ def choose_engine(
     state = cell.state_spec(tuple(batch_shape), inputs.dtype)
     need = steps * size_in_bytes(state)
     if need > _MEMORY:
-        return EngineChoice(
-            checkpointed(),
+        engine: Engine = checkpointed()
+        reason = (
             f"the states of all {steps} steps would take {need / 2**30:.1f} GiB, so only the one "
-            "at the start of each chunk is kept",
+            "at the start of each chunk is kept"
         )
-    reason = (
-        f"{cell.name} shows no structure that another engine could use"
-        if cell.structure is None
-        else f"{cell.name} shows a gated structure, so weight gradients can leave the backward loop"
-    )
+    elif cell.structure is None:
+        engine = hoisted_where_it_can(cell)
+        reason = f"{cell.name} shows no structure that another engine could use"
+    else:
+        engine = hoisted_where_it_can(cell)
+        reason = (
+            f"{cell.name} shows a gated structure, so weight gradients can leave the backward loop"
+        )
     turn = steps_a_turn()
     if turn > 1:
-        backend = jax.default_backend()
-        reason += f"; a {backend} takes longest to start kernels, so loops hold {turn} steps"
-    return EngineChoice(hoisted_where_it_can(cell), reason)
+        where = jax.default_backend()
+        reason += (
+            f"; on a {where} a step's time goes to starting kernels, so loops hold {turn} steps"
+        )
+    return EngineChoice(engine, reason)

@@ -130,18 +130,6 @@ def scan_distinct(
 
     A hidden state that is the output too is the commonest such thing.
     """
-    each_once, restored = _each_once(body)
-    carry, kept = lax.scan(each_once, carry, xs, reverse=reverse, unroll=unroll)
-    return carry, restored(kept)
-
-
-def _each_once(
-    body: Callable[[Any, Any], tuple[Any, PyTree]],
-) -> tuple[Callable[[Any, Any], tuple[Any, list[Any]]], Callable[[list[Any]], PyTree]]:
-    """Make a scan's body return each of its arrays once, in a list, and what undoes that.
-
-    The latter may be called once the former has been traced.
-    """
     restored: Any = None
 
     def each_once(carry: Any, x: Any) -> tuple[Any, list[Any]]:
@@ -150,7 +138,8 @@ def _each_once(
         kept, restored = distinct(outputs)
         return carry, kept
 
-    return each_once, lambda kept: restored(kept)
+    carry, kept = lax.scan(each_once, carry, xs, reverse=reverse, unroll=unroll)
+    return carry, restored(kept)
 
 
 def distinct(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:

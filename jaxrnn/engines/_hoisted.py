@@ -73,7 +73,7 @@ class Hoisted(Engine):
         chunk = checked_chunk(self.chunk, steps)
         parts = anatomy(gated, params, state, inputs)
         chunk = chunk or _chunk_length(parts, params, steps)
-        unroll = self.unroll or steps_a_turn()
+        unroll = self.unroll or nearby_divisor(chunk, steps_a_turn())
 
         def call(function, keep, *arguments):
             run = functools.partial(function, parts, chunk, unroll, reverse, keep)
@@ -147,11 +147,12 @@ def hoisted(
         keep: what to keep of every step for the way back: its "states" alone, or what `project` and
             `recur` return too, "products" (their sum, where `activate` only adds them up), so that
             nothing has to be multiplied again. None keeps products, up to 512 MiB, where kernels
-            and batches are large: of 8 sequences from about 64 units on. On accelerators it keeps
-            states, as one large product takes less time there than writing its results.
+            and batches are large: of 8 sequences from about 64 units on. On a GPU it keeps states,
+            as one large product takes less time there than writing its results.
         unroll: how many steps the body of a compiled loop holds, as in `scan`. None takes 1, which
-            is the fastest on a CPU, but 8 on a GPU, where a step takes as long as it takes to start
-            its kernels: so unrolled, one of them stores the results of 8 steps.
+            is the fastest on a CPU, but on a GPU a divisor of the chunk near 8: there a step takes
+            as long as it takes to start its kernels, and of a loop so unrolled one stores the
+            results of 8 steps.
 
     Returns:
         An engine for `unroll(..., engine=...)`. `unroll` raises a ValueError with a cell that has
@@ -188,7 +189,7 @@ def hoisted(
 
 
 def hoisted_where_it_can(cell: Cell) -> Engine:
-    """Return `hoisted()` for gated cells, and `scan()` for others."""
+    """Return `hoisted()` for gated cells, and for others `scan()`, unrolled on a GPU."""
     if cell.structure is None:
         return Scan(unroll=steps_a_turn())
     return Hoisted(chunk=None, keep=None, unroll=None)
@@ -349,9 +350,9 @@ def _merged(function: Callable[[PyTree], PyTree], tree: PyTree, axes: int) -> Py
 def _what_to_keep(parts: Anatomy, params: Any, steps: int, batch: int) -> Keep:
     """Choose by what is less work: to write to memory and read again, or to compute again.
 
-    Products are worth keeping where kernels and batches are large, on a CPU.
+    Products are worth keeping where kernels and batches are large, but not on a GPU.
     """
-    if jax.default_backend() not in _WORKING_SET:
+    if jax.default_backend() == "gpu":
         return "states"
     kept = jax.tree.leaves(jax.eval_shape(parts.sums.add, parts.projected, parts.recurrent))
     size = size_in_bytes(kept)

@@ -37,8 +37,9 @@ def scan(unroll: int = 1) -> Scan:
     Any cell, any order of derivative, forward and reverse mode, `vmap` over anything.
 
     Args:
-        unroll: how many steps the compiled loop's body holds. More compile longer. On a GPU 8 run
-            in half the time; on a CPU it rarely gains.
+        unroll: how many steps the compiled loop's body holds. More compile longer, most of all if T
+            is no multiple, as the steps left over are compiled for themselves. On a GPU 8 run in
+            half the time; on a CPU it rarely gains.
 
     Returns:
         An engine for `unroll(..., engine=...)`.

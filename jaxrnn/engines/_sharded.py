@@ -62,7 +62,8 @@ def sharded(devices: int | None = None, engine: Engine | None = None) -> Sharded
 
     Args:
         devices: how many; None takes all of `jax.devices()`.
-        engine: what runs on each. None takes `hoisted()` for gated cells, and `scan()` for others.
+        engine: what runs on each. None takes `hoisted()` for gated cells, and `scan()` for others,
+            unrolled on a GPU.
 
     Returns:
         An engine for `unroll(..., engine=...)`. `unroll` raises a ValueError if there are not so

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -22,6 +23,9 @@ from jaxrnn.training._step import Metrics, TrainState, init_train_state, train_s
 
 # What the mesh's one axis is called.
 _AXIS = "members"
+# Up to so many members are made one by one, by operations that JAX has compiled before. A program
+# that makes any number takes about a second to compile, in each call.
+_FEW = 32
 
 
 def sweep(
@@ -47,13 +51,13 @@ def sweep(
             fit(loss, params, optimizer, batches, steps=steps, key=fit_key)
 
     The members are mapped over by `vmap`, and divided evenly over as many of `jax.devices()` as
-    divide their number, the cores of a CPU too once `jax_num_cpu_devices` shows them.
+    divide their number, the cores of a CPU too once `jax_num_cpu_devices` shows them. Batches that
+    are drawn from keys of the kind "rbg" are others than `fit`'s, as JAX's `vmap` draws others.
 
     Args:
-        setup: `(setting, key) -> (loss, params, optimizer)`, as `fit` takes them. It is called for
-            each member, and then traced for all together, so that a setting may go where arrays
-            may, as in `optax.adam(setting)` or `setting * kernel`, and not into a cell's
-            constructor.
+        setup: `(setting, key) -> (loss, params, optimizer)`, as `fit` takes them. It is traced for
+            all members together, so that a setting may go where arrays may, as in
+            `optax.adam(setting)` or `setting * kernel`, and not into a cell's constructor.
         settings: a pytree of arrays whose first axis counts members; None if they differ by their
             keys alone.
         batches: as in `fit`, a function of a key or arrays; arrays are the same for all members.
@@ -147,16 +151,19 @@ def _start(
 ) -> tuple[TrainState, Bool[Array, "members"]]:
     """Return each member as training begins, and that it has not stopped."""
 
-    def start(number: int) -> TrainState:
-        setting, key = jax.tree.map(lambda leaf: leaf[number], (settings, keys))
-        _, params, optimizer = _checked_setup(setup(setting, key))
+    def start(of_member: tuple[PyTree, PRNGKeyArray]) -> TrainState:
+        _, params, optimizer = _checked_setup(setup(*of_member))
         return strongly_typed(init_train_state(params, optimizer, carry=carry))
 
-    # Not by a program for all: it would take longer to compile than the members take to make. Nor
-    # by vmap: initialisers factorise matrices, and jaxlib's batched factorisations can wait for one
-    # another without end where a CPU has few threads.
-    states = [start(number) for number in range(len(keys))]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), jnp.ones(len(keys), bool)
+    members = [jax.tree.map(itemgetter(n), (settings, keys)) for n in range(min(len(keys), _FEW))]
+    jax.eval_shape(start, members[0])  # raises where a setting is used as arrays can't be
+    if len(keys) <= _FEW:
+        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(start, members))
+    else:
+        # Not by vmap: initialisers factorise matrices, and jaxlib's batched factorisations can wait
+        # for one another without end where a CPU has few threads.
+        state = jax.jit(functools.partial(lax.map, start))((settings, keys))
+    return state, jnp.ones(len(keys), bool)
 
 
 def _make_run(

@@ -86,7 +86,7 @@ def test_a_peer_that_fails_is_left_out(monkeypatch, capsys):
     problem = Problem("gru", T, B, I, H)
     assert benchmark.prepare(problem, "forward", ["flax"], 0) == {}
     said = capsys.readouterr().out
-    assert said == "left out: flax, which raised ValueError: Unknown output type bfloat16\n"
+    assert said == "left out here: flax, which raised ValueError: Unknown output type bfloat16\n"
     with pytest.raises(ValueError, match="bfloat16"):
         benchmark.prepare(problem, "forward", ["jaxrnn-scan"], 0)
 
