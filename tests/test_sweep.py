@@ -224,9 +224,10 @@ def test_a_stopped_member_stays_stopped_where_its_optimizer_skips_steps():
         optimizer = optax.apply_if_finite(optax.sgd(rate), max_consecutive_errors=5)
         return lambda params, batch, key: params * batch, jnp.array(0.5), optimizer
 
-    # At the first step the update is infinite; the second would be skipped.
-    data = jnp.array([1e36, jnp.nan, 1.0, 1.0])
-    result = jaxrnn.sweep(setup, jnp.array([1e3]), data, steps=4, key=KEY)
+    # At the first step the update is infinite, but not the gradient's square; the second would be
+    # skipped.
+    data = jnp.array([1e18, jnp.nan, 1.0, 1.0])
+    result = jaxrnn.sweep(setup, jnp.array([1e21]), data, steps=4, key=KEY)
     assert result.params.tolist() == [0.5]
     assert np.isfinite(result.losses).tolist() == [[True, False, False, False]]
 
