@@ -53,17 +53,15 @@ def choose_engine(
     steps, *batch_shape, _ = inputs.shape
     state = cell.state_spec(tuple(batch_shape), inputs.dtype)
     need = steps * size_in_bytes(state)
+    engine = checkpointed() if need > _MEMORY else hoisted_where_it_can(cell)
     if need > _MEMORY:
-        engine: Engine = checkpointed()
         reason = (
             f"the states of all {steps} steps would take {need / 2**30:.1f} GiB, so only the one "
             "at the start of each chunk is kept"
         )
     elif cell.structure is None:
-        engine = hoisted_where_it_can(cell)
         reason = f"{cell.name} shows no structure that another engine could use"
     else:
-        engine = hoisted_where_it_can(cell)
         reason = (
             f"{cell.name} shows a gated structure, so weight gradients can leave the backward loop"
         )

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,24 @@ _FEW_CHUNKS = 3
 Keep = Literal["states", "products"]
 
 
+class Plan(NamedTuple):
+    """How to run a cell over a sequence, in both directions of time.
+
+    Attributes:
+        parts: the anatomy of its step.
+        chunk: how many steps a chunk has.
+        unroll: how many steps the compiled loop's body holds.
+        reverse: whether to begin with the last step.
+        keep: what is kept of every step.
+    """
+
+    parts: Anatomy
+    chunk: int
+    unroll: int
+    reverse: bool
+    keep: Keep
+
+
 @dataclasses.dataclass(frozen=True)
 class Hoisted(Engine):
     """The engine that `hoisted` makes."""
@@ -76,7 +94,7 @@ class Hoisted(Engine):
         unroll = self.unroll or nearby_divisor(chunk, steps_a_turn())
 
         def call(function, keep, *arguments):
-            run = functools.partial(function, parts, chunk, unroll, reverse, keep)
+            run = functools.partial(function, Plan(parts, chunk, unroll, reverse, keep))
             together = functools.partial(_together, parts, chunk)
             return call_members(run, *arguments, together=together)
 
@@ -220,17 +238,9 @@ def _step_size(parts: Anatomy) -> int:
     return size_in_bytes((parts.projected, parts.recurrent, parts.recurrent))
 
 
-def _forward(
-    parts: Anatomy,
-    chunk: int,
-    unroll: int,
-    reverse: bool,
-    keep: Keep,
-    params: Any,
-    state: Any,
-    inputs: Any,
-) -> tuple[Any, ...]:
+def _forward(plan: Plan, params: Any, state: Any, inputs: Any) -> tuple[Any, ...]:
     """Return the last state, and every step's output, state and what else is to be kept."""
+    parts, chunk, unroll, reverse, keep = plan
     gated = parts.gated
     steps = leading_shape(inputs)[0]
 
@@ -251,11 +261,7 @@ def _forward(
 
 
 def _backward(
-    parts: Anatomy,
-    chunk: int,
-    unroll: int,
-    reverse: bool,
-    keep: Keep,
+    plan: Plan,
     params: Any,
     state: Any,
     inputs: Any,
@@ -264,6 +270,7 @@ def _backward(
     cotangents: tuple[Any, Any, Any],
 ) -> tuple[Any, Any, Any]:
     """Return the cotangents of params, first state and inputs."""
+    parts, chunk, unroll, reverse, keep = plan
     gated = parts.gated
     d_final, d_outputs, d_states = cotangents
     steps, *batch = leading_shape(inputs)

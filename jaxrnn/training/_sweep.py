@@ -155,14 +155,14 @@ def _start(
         _, params, optimizer = _checked_setup(setup(*of_member))
         return strongly_typed(init_train_state(params, optimizer, carry=carry))
 
-    members = [jax.tree.map(itemgetter(n), (settings, keys)) for n in range(min(len(keys), _FEW))]
-    jax.eval_shape(start, members[0])  # raises where a setting is used as arrays can't be
-    if len(keys) <= _FEW:
-        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(start, members))
-    else:
+    if len(keys) > _FEW:
         # Not by vmap: initialisers factorise matrices, and jaxlib's batched factorisations can wait
         # for one another without end where a CPU has few threads.
         state = jax.jit(functools.partial(lax.map, start))((settings, keys))
+    else:
+        members = [jax.tree.map(itemgetter(n), (settings, keys)) for n in range(len(keys))]
+        jax.eval_shape(start, members[0])  # raises where a setting is used as arrays can't be
+        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(start, members))
     return state, jnp.ones(len(keys), bool)
 
 
