@@ -711,6 +711,27 @@ def test_programs_for_a_gpu(cell, monkeypatch):
     )
 
 
+# The lengths are those of no other test, whose programs would be found again.
+@pytest.mark.parametrize(
+    ("backend", "steps", "kept"), [("cpu", 28, "products"), ("gpu", 29, "states")]
+)
+def test_a_gpu_keeps_states_where_a_cpu_keeps_products(backend, steps, kept, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    cell = jaxrnn.gru(64)
+    arguments = cell.params_spec(64), jax.ShapeDtypeStruct((steps, 16, 64), jnp.float32)
+
+    def lowered(keep):
+        def loss(params, inputs):
+            engine = jaxrnn.hoisted(unroll=1, keep=keep)
+            return jaxrnn.unroll(cell, params, inputs, engine=engine)[1].sum()
+
+        return jax.jit(jax.grad(loss)).lower(*arguments).as_text()
+
+    texts = {keep: lowered(keep) for keep in KEEP}
+    assert texts["products"] != texts["states"]
+    assert texts[None] == texts[kept]
+
+
 def test_bad_unroll():
     for unroll, error in [(0, ValueError), (2.0, TypeError)]:
         with pytest.raises(error, match="unroll: got"):

@@ -174,7 +174,10 @@ def test_a_setting_is_an_array_and_no_number():
         jaxrnn.sweep(by_value, jnp.array([3.0, 4.0]), ARRAYS, steps=2, key=KEY)
 
 
-def test_setup_is_called_as_often_for_many_steps_as_for_few():
+# A few members are looked at once, made one by one, and trained by one program; many are made by
+# one program and trained by one.
+@pytest.mark.parametrize(("members", "wanted"), [(2, 4), (40, 2)])
+def test_setup_is_called_as_often_for_many_steps_as_for_few(members, wanted):
     counts = []
     for steps in (3, 50):
         traces = []
@@ -183,10 +186,9 @@ def test_setup_is_called_as_often_for_many_steps_as_for_few():
             traces.append(None)
             return lambda params, batch, key: jnp.square(params - batch), rate, optax.sgd(rate)
 
-        jaxrnn.sweep(setup, jnp.ones(2), jnp.ones(3), steps=steps, report_every=3, key=KEY)
+        jaxrnn.sweep(setup, jnp.ones(members), jnp.ones(3), steps=steps, report_every=3, key=KEY)
         counts.append(len(traces))
-    # Once to look at it, once for each member, and once for the program.
-    assert counts == [4, 4]
+    assert counts == [wanted, wanted]
 
 
 # Losses that are not finite ---------------------------------------------------------------------
