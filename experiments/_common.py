@@ -69,14 +69,14 @@ def parse(
 
 
 def checked(
-    kind: type[int] | type[float], fits: Callable[[Any], bool], wanted: str
+    kind: type[int] | type[float], fits: Callable[[Any], bool], expected: str
 ) -> Callable[[str], int | float]:
     """Return an argument's type: those numbers of a kind that fit."""
 
     def convert(text: str) -> int | float:
         number = kind(text)
         if not fits(number):
-            raise argparse.ArgumentTypeError(f"got {text}, wanted {wanted}")
+            raise argparse.ArgumentTypeError(f"got {text}, expected {expected}")
         return number
 
     # What argparse calls the type when the text is no number at all.
@@ -97,7 +97,7 @@ def folder(text: str) -> Path:
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise argparse.ArgumentTypeError(
-            f"got {text}, wanted a folder to write to: {error}"
+            f"got {text}, expected a folder to write to: {error}"
         ) from None
     return path
 

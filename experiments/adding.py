@@ -66,7 +66,9 @@ def learn(
 ) -> Run:
     """Train one network for each key, all in one compiled program."""
     # Under vmap, over seeds here, the plain scan is the fastest engine on a CPU.
-    recurrent = jaxrnn.rnn(CELLS[name](hidden_size), return_sequences=False, engine=jaxrnn.scan())
+    recurrent = jaxrnn.rnn(
+        CELLS[name](hidden_size), return_sequences=False, engine=jaxrnn.engines.scan()
+    )
     model = jaxrnn.serial(recurrent, jaxrnn.dense(1))
 
     def loss(params: PyTree, batch: tuple[Array, Array], key: PRNGKeyArray) -> Array:
@@ -163,9 +165,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser, argv, cell=["elman", "gru"], length=[20], hidden=16, steps=400
     )
     if arguments.steps < CHUNK:
-        parser.error(f"--steps: got {arguments.steps}, wanted {CHUNK} at least")
+        parser.error(f"--steps: got {arguments.steps}, expected {CHUNK} at least")
     if min(arguments.length) < 2:
-        parser.error(f"--length: got {min(arguments.length)}, wanted 2 at least for two numbers")
+        parser.error(f"--length: got {min(arguments.length)}, expected 2 at least for two numbers")
 
     keys = jax.random.split(jax.random.key(arguments.seed), arguments.seeds)
     runs = []

@@ -59,12 +59,12 @@ LENGTHS = [100, 1000, 10_000, 100_000, 1_000_000]
 
 ENGINES = {
     "default": None,
-    "scan": jaxrnn.scan(),
-    "unroll4": jaxrnn.scan(unroll=4),
-    "unroll8": jaxrnn.scan(unroll=8),
-    "hoisted": jaxrnn.hoisted(),
-    "checkpointed": jaxrnn.checkpointed(),
-    "sharded": jaxrnn.sharded(),
+    "scan": jaxrnn.engines.scan(),
+    "unroll4": jaxrnn.engines.scan(unroll=4),
+    "unroll8": jaxrnn.engines.scan(unroll=8),
+    "hoisted": jaxrnn.engines.hoisted(),
+    "checkpointed": jaxrnn.engines.checkpointed(),
+    "sharded": jaxrnn.engines.sharded(),
 }
 
 # A sample shorter than this says more of the clock and the dispatch than of the computation.
@@ -586,7 +586,7 @@ def prepare_training_jaxrnn(engine: Any, sizes: Training, seed: int) -> Program:
         return jaxrnn.losses.softmax_cross_entropy(logits, targets), carry
 
     params = model.init(jax.random.key(seed))
-    train_state = jaxrnn.init_train_state(
+    train_state = jaxrnn.training.init_train_state(
         params, optimizer, carry=model.initial_state((sizes.batch,))
     )
     codes = jnp.asarray(random_codes(sizes, seed))
@@ -685,7 +685,7 @@ def elman_by_hand(params: Any, state: Any, inputs: jax.Array) -> tuple[Any, jax.
     """Return the new state and the output of a step of an Elman network."""
     total = inputs @ params.kernel + state.hidden @ params.recurrent_kernel + params.bias
     hidden = jnp.tanh(total)
-    return jaxrnn.ElmanState(hidden), hidden
+    return jaxrnn.cells.ElmanState(hidden), hidden
 
 
 def lstm_by_hand(params: Any, state: Any, inputs: jax.Array) -> tuple[Any, jax.Array]:
@@ -694,7 +694,7 @@ def lstm_by_hand(params: Any, state: Any, inputs: jax.Array) -> tuple[Any, jax.A
     i, f, g, o = jnp.split(total, 4, axis=-1)
     cell = jax.nn.sigmoid(f) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
     hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
-    return jaxrnn.LSTMState(hidden, cell), hidden
+    return jaxrnn.cells.LSTMState(hidden, cell), hidden
 
 
 def gru_by_hand(params: Any, state: Any, inputs: jax.Array) -> tuple[Any, jax.Array]:
@@ -704,7 +704,7 @@ def gru_by_hand(params: Any, state: Any, inputs: jax.Array) -> tuple[Any, jax.Ar
     of_r, of_z, of_n = jnp.split(recurrent, 3, axis=-1)
     z = jax.nn.sigmoid(z + of_z)
     hidden = (1 - z) * jnp.tanh(n + jax.nn.sigmoid(r + of_r) * of_n) + z * state.hidden
-    return jaxrnn.GRUState(hidden), hidden
+    return jaxrnn.cells.GRUState(hidden), hidden
 
 
 BY_HAND = {"elman": elman_by_hand, "lstm": lstm_by_hand, "gru": gru_by_hand}
@@ -780,7 +780,7 @@ def prepare_sweep(
         "progress": False,
     }
     runs = {}
-    for name, engine in {"default": None, "scan": jaxrnn.scan()}.items():
+    for name, engine in {"default": None, "scan": jaxrnn.engines.scan()}.items():
         of_cell = getattr(jaxrnn, cell)(sizes.hidden)
         model = jaxrnn.serial(
             jaxrnn.rnn(of_cell, return_sequences=False, engine=engine), jaxrnn.dense(1)
@@ -1010,7 +1010,7 @@ def shape(text: str) -> tuple[int, int, int, int]:
     """Read T,B,I,H."""
     sizes = tuple(int(size) for size in text.split(","))
     if len(sizes) != 4 or min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, wanted four sizes, as in 96,32,64,64")
+        raise argparse.ArgumentTypeError(f"got {text}, expected four sizes, as in 96,32,64,64")
     return sizes
 
 

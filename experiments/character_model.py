@@ -59,7 +59,7 @@ def windows(codes: Int[np.ndarray, "L"], length: int, batch_size: int) -> Window
     count = (len(codes) - 1) // (length * batch_size)
     if count == 0:
         raise ValueError(
-            f"got {len(codes)} characters, wanted {length * batch_size + 1} at least for a window "
+            f"got {len(codes)} characters, expected {length * batch_size + 1} at least for a window "
             f"of {length} in {batch_size} lanes"
         )
 
@@ -153,7 +153,7 @@ def train(
 ) -> tuple[PyTree, list[Point]]:
     """Train a model; return its parameters, and its bits on the held-out text along the way."""
 
-    def report(step: int, result: jaxrnn.FitResult) -> None:
+    def report(step: int, result: jaxrnn.training.FitResult) -> None:
         bits = float(bits_per_character(model, result.params, held_out))
         seconds = earlier + time.perf_counter() - start
         curve[step] = Point(step * length * batch_size, seconds, bits)
@@ -175,7 +175,7 @@ def train(
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, warmup_steps=steps // 20, decay_steps=steps
     )
-    loss = jaxrnn.truncated_loss(
+    loss = jaxrnn.training.truncated_loss(
         model, jaxrnn.losses.softmax_cross_entropy, k1=length, k2=backpropagate
     )
     init_key, fit_key = jax.random.split(key)
@@ -192,7 +192,8 @@ def train(
         clip_norm=1.0,
         report_every=report_every,
         on_report=report,
-        checkpoints=resume and jaxrnn.Checkpoints(resume / "checkpoints", every=report_every),
+        checkpoints=resume
+        and jaxrnn.training.Checkpoints(resume / "checkpoints", every=report_every),
         sharding=over_devices(devices),
     )
     if done == steps:
@@ -304,10 +305,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
     if arguments.batch % arguments.devices:
-        parser.error(f"--batch: got {arguments.batch}, wanted one that {arguments.devices} divide")
+        parser.error(
+            f"--batch: got {arguments.batch}, expected one that {arguments.devices} divide"
+        )
     if (arguments.backpropagate or arguments.length) < arguments.length:
         parser.error(
-            f"--backpropagate: got {arguments.backpropagate}, wanted a window's "
+            f"--backpropagate: got {arguments.backpropagate}, expected a window's "
             f"{arguments.length} characters at least"
         )
     if arguments.devices > 1:
@@ -346,7 +349,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "layers": arguments.layers,
         "rate": arguments.dropout,
     }
-    engine = jaxrnn.sharded(arguments.devices) if arguments.devices > 1 else None
+    engine = jaxrnn.engines.sharded(arguments.devices) if arguments.devices > 1 else None
     curves, trained = {}, {}
     for name in arguments.cell:
         try:

@@ -61,12 +61,12 @@ class Measured(NamedTuple):
 
 def network(
     key: PRNGKeyArray, gain: Float[Array, ""], size: int
-) -> tuple[jaxrnn.Cell, Any, jaxrnn.ElmanState]:
+) -> tuple[jaxrnn.Cell, Any, jaxrnn.cells.ElmanState]:
     """Draw a random network, and a state to start from."""
     kernel_key, state_key = jax.random.split(key)
     kernel = gain / np.sqrt(size) * jax.random.normal(kernel_key, (size, size), gain.dtype)
-    params = jaxrnn.ElmanParams(jnp.zeros((1, size), gain.dtype), kernel, None)
-    state = jaxrnn.ElmanState(jax.random.normal(state_key, (size,), gain.dtype))
+    params = jaxrnn.cells.ElmanParams(jnp.zeros((1, size), gain.dtype), kernel, None)
+    state = jaxrnn.cells.ElmanState(jax.random.normal(state_key, (size,), gain.dtype))
     return jaxrnn.elman(size, use_bias=False), params, state
 
 
@@ -409,22 +409,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.cost:
         if arguments.exponents > arguments.units:
             parser.error(
-                f"--exponents: got {arguments.exponents}, wanted {arguments.units} at most, "
+                f"--exponents: got {arguments.exponents}, expected {arguments.units} at most, "
                 "as many as --units"
             )
         run_cost(arguments)
         return
     if min(arguments.seeds, arguments.spectrum_seeds) < 2:
-        parser.error("--seeds: got 1, wanted 2 at least, for error bars")
+        parser.error("--seeds: got 1, expected 2 at least, for error bars")
     arguments.spectrum_gain = (
         arguments.spectrum_gain
         or [gain for gain in SPECTRUM_GAINS if gain in arguments.gain]
         or arguments.gain
     )
     if not set(arguments.spectrum_gain) <= set(arguments.gain):
-        parser.error(f"--spectrum-gain: got {arguments.spectrum_gain}, wanted some of --gain")
+        parser.error(f"--spectrum-gain: got {arguments.spectrum_gain}, expected some of --gain")
     if arguments.spectrum_size not in arguments.size:
-        parser.error(f"--spectrum-size: got {arguments.spectrum_size}, wanted one of --size")
+        parser.error(f"--spectrum-size: got {arguments.spectrum_size}, expected one of --size")
 
     jax.config.update("jax_enable_x64", True)
     keys = jax.random.split(jax.random.key(arguments.seed), arguments.seeds)

@@ -136,13 +136,17 @@ TASKS = {
 }
 
 
-def _chrono_lstm(params: jaxrnn.LSTMParams, key: PRNGKeyArray, length: int) -> jaxrnn.LSTMParams:
+def _chrono_lstm(
+    params: jaxrnn.cells.LSTMParams, key: PRNGKeyArray, length: int
+) -> jaxrnn.cells.LSTMParams:
     units = params.recurrent_kernel.shape[0]
     forget = initializers.chrono(length)(key, (units,), params.kernel.dtype)
     return params._replace(bias=jnp.concatenate([-forget, forget, jnp.zeros(2 * units)]))
 
 
-def _chrono_gru(params: jaxrnn.GRUParams, key: PRNGKeyArray, length: int) -> jaxrnn.GRUParams:
+def _chrono_gru(
+    params: jaxrnn.cells.GRUParams, key: PRNGKeyArray, length: int
+) -> jaxrnn.cells.GRUParams:
     units = params.recurrent_kernel.shape[0]
     keep = initializers.chrono(length)(key, (units,), params.kernel.dtype)
     return params._replace(bias=jnp.concatenate([jnp.zeros(units), keep, jnp.zeros(units)]))
@@ -242,7 +246,7 @@ def make_program(
             state, _ = floss_step(state, inputs[:FLOSSING_LENGTH, 0], key)
             return state, None
 
-        state = jaxrnn.init_train_state(params, optax.adam(FLOSSING_RATE))
+        state = jaxrnn.training.init_train_state(params, optax.adam(FLOSSING_RATE))
         state, _ = lax.scan(body, state, jax.random.split(key, FLOSSING_STEPS))
         return state.params
 
@@ -253,7 +257,9 @@ def make_program(
             params = remedy.bias(params, remedy_key, length)
         if remedy.flossed:
             params = floss(params, remedy_key)
-        return jaxrnn.init_train_state((params, head.init(head_key, hidden_size)), optimizer)
+        return jaxrnn.training.init_train_state(
+            (params, head.init(head_key, hidden_size)), optimizer
+        )
 
     def reach(params, key):
         """Return the initial gradient's horizon, and its loss in nats over the sequence."""
@@ -541,9 +547,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         steps=200,
     )
     if arguments.steps < CHUNK:
-        parser.error(f"--steps: got {arguments.steps}, wanted {CHUNK} at least")
+        parser.error(f"--steps: got {arguments.steps}, expected {CHUNK} at least")
     if min(arguments.length) < 3:
-        parser.error(f"--length: got {min(arguments.length)}, wanted 3 at least")
+        parser.error(f"--length: got {min(arguments.length)}, expected 3 at least")
 
     keys = jax.random.split(jax.random.key(arguments.seed), arguments.seeds)
 

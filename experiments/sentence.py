@@ -29,7 +29,7 @@ def tokenise(sentence: str) -> tuple[np.ndarray, list[str]]:
     return np.array([[vocabulary.index(word) for word in sentence.split()]]), vocabulary
 
 
-def unroll_by_hand(params: jaxrnn.ElmanParams, inputs: np.ndarray) -> np.ndarray:
+def unroll_by_hand(params: jaxrnn.cells.ElmanParams, inputs: np.ndarray) -> np.ndarray:
     """Return the hidden states `(T, H)` of inputs `(T, I)`, by the recurrence in NumPy."""
     kernel, recurrent_kernel = np.asarray(params.kernel), np.asarray(params.recurrent_kernel)
     hidden = np.zeros(HIDDEN_SIZE, kernel.dtype)

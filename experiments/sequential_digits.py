@@ -91,12 +91,12 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     if len(data) < 4 or data[:2] != b"\0\0":
         raise ValueError(f"{path}: not an IDX file, which begins with two zeros")
     if data[2] != 8:
-        raise ValueError(f"{path}: got IDX type {data[2]:#04x}, wanted unsigned bytes, 0x08")
+        raise ValueError(f"{path}: got IDX type {data[2]:#04x}, expected unsigned bytes, 0x08")
     start = 4 + 4 * data[3]
     shape = [int.from_bytes(data[place : place + 4], "big") for place in range(4, start, 4)]
     if len(data) != start + math.prod(shape):
         raise ValueError(
-            f"{path}: got {len(data)} bytes, wanted {start + math.prod(shape)} for shape {shape}"
+            f"{path}: got {len(data)} bytes, expected {start + math.prod(shape)} for shape {shape}"
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
@@ -119,10 +119,10 @@ def read_mnist(folder: Path, part: str) -> Digits:
     if images.ndim != 3 or 0 in images.shape[1:] or labels.shape != images.shape[:1]:
         raise ValueError(
             f"{folder}: got {part} images of shape {images.shape} and labels of {labels.shape}, "
-            "wanted (N, rows, columns), with pixels, and (N,)"
+            "expected (N, rows, columns), with pixels, and (N,)"
         )
     if labels.size == 0 or labels.max() >= CLASSES:
-        raise ValueError(f"{folder}: wanted {part} labels from 0 to 9, and one at least")
+        raise ValueError(f"{folder}: expected {part} labels from 0 to 9, and one at least")
     return Digits(images, labels, most_ink=255)
 
 
@@ -161,7 +161,9 @@ def learn(
 ) -> Run:
     """Train one network for each key, all in one compiled program."""
     # Under vmap, over seeds here, the plain scan is the fastest engine on a CPU.
-    recurrent = jaxrnn.rnn(CELLS[name](hidden_size), return_sequences=False, engine=jaxrnn.scan())
+    recurrent = jaxrnn.rnn(
+        CELLS[name](hidden_size), return_sequences=False, engine=jaxrnn.engines.scan()
+    )
     model = jaxrnn.serial(recurrent, jaxrnn.dense(CLASSES))
     schedule = optax.cosine_decay_schedule(learning_rate, steps)
     images, labels = jnp.asarray(train.images), jnp.asarray(train.labels, jnp.int32)
@@ -192,7 +194,7 @@ def learn(
 
         return jax.lax.map(is_right, test, batch_size=256).mean()
 
-    def report(step: int, result: jaxrnn.FitResult) -> None:
+    def report(step: int, result: jaxrnn.training.FitResult) -> None:
         curve.append((step, np.asarray(accuracy(result.params, (test.images, test.labels)))))
         _common.print_progress(
             f"{LABELS[name]:>21} {step:>6} steps {time.perf_counter() - start:>5.0f} s "
@@ -311,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if train.images.shape[1:] != test.images.shape[1:]:
                 raise ValueError(
                     f"{arguments.mnist}: got test images of {test.images.shape[1:]} pixels, "
-                    f"wanted {train.images.shape[1:]}, as those to train on have"
+                    f"expected {train.images.shape[1:]}, as those to train on have"
                 )
     except ValueError as error:
         parser.error(f"--mnist {error}")

@@ -3,7 +3,7 @@
 A model reads text and predicts the next character. The error of its last prediction alone is
 differentiated with respect to the hidden state at every step before. The norm of that gradient,
 against the number of steps back, says how much the end can still teach the network about the past.
-Beside it stand two predictions. For Elman networks (gamma * ||W||) ** steps is its bound (Pascanu,
+Extended it stand two predictions. For Elman networks (gamma * ||W||) ** steps is its bound (Pascanu,
 Mikolov and Bengio, 2013): gamma is the steepest slope of the activation, ||W|| the recurrent
 kernel's largest singular value. For every cell exp(exponent * steps) is its typical size, of the
 largest Lyapunov exponent on the same windows. An LSTM has its memory in a second variable, the cell
@@ -82,7 +82,7 @@ class Model(NamedTuple):
     def network(self) -> jaxrnn.Layer:
         """The model as one layer, from characters to logits."""
         # Seeds are mapped over, where the default engine gains nothing.
-        rnns = [jaxrnn.rnn(self.cell, engine=jaxrnn.scan())] * self.layers
+        rnns = [jaxrnn.rnn(self.cell, engine=jaxrnn.engines.scan())] * self.layers
         return jaxrnn.serial(self.embedding, *rnns, self.dense)
 
     @property
@@ -614,7 +614,7 @@ def split(codes: np.ndarray, length: int) -> tuple[jax.Array, jax.Array]:
     cut = len(codes) * 9 // 10
     if len(codes) - cut <= length:
         raise SystemExit(
-            f"--text: got {len(codes):,} characters, wanted more than {10 * length:,}: "
+            f"--text: got {len(codes):,} characters, expected more than {10 * length:,}: "
             f"windows of {length} are measured in its last tenth"
         )
     return jnp.asarray(codes[:cut]), jnp.asarray(codes[cut:])

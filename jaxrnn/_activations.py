@@ -43,6 +43,6 @@ _BY_VALUE: dict[Callable[[Array], Array], Callable[[Array], Array]] = {
 }
 
 
-def by_value(activation: Callable[[Array], Array]) -> Callable[[Array], Array]:
+def saving_output(activation: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """Return an activation, as one of those above if it is one of them."""
     return _BY_VALUE.get(activation, activation)

@@ -1,6 +1,6 @@
 """The cell: the one thing that a recurrent network's author writes.
 
-A cell is three pure functions. `step` may be any function; a `Gated` step also shows its structure,
+A cell is three pure functions. `step` may be any function; a `SplitStep` step also shows its structure,
 from which engines gain speed. A cell may also draw noise, or learn the state it starts from.
 """
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
-from jaxrnn._dtypes import strongly_typed, varying_as
+from jaxrnn._dtypes import pvary_like, without_weak_types
 
 Params = TypeVar("Params")
 State = TypeVar("State")
@@ -31,7 +31,7 @@ class NoisyInputs(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Gated:
+class SplitStep:
     """A step in parts, for cells that multiply state and inputs by weights only once each.
 
     It can be called as a step, and computes
@@ -53,7 +53,7 @@ class Gated:
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn
-        >>> leaky = jaxrnn.Gated(
+        >>> leaky = jaxrnn.SplitStep(
         ...     project=lambda params, inputs: inputs,
         ...     recur=lambda params, state: params * state,
         ...     activate=lambda params, state, projected, recurrent: 2 * (projected + recurrent,),
@@ -94,11 +94,11 @@ class Cell(Generic[Params, State]):
         initial_state: `(batch_shape, dtype) -> state`, a pytree of arrays that begin with
             `batch_shape`.
         step: `(params, state, inputs) -> (state, output)` for inputs `(*batch, I)`: any function,
-            or a `Gated`, which engines can speed up. The new state has the shapes and dtypes of
+            or a `SplitStep`, which engines can speed up. The new state has the shapes and dtypes of
             `initial_state`'s. Where the output is a part of the new state return the very array,
             and not from within `jax.jit` or `jax.checkpoint`, which return copies: by that,
             wrappers that change the state know to change the output too.
-        draw: `(key, shape, dtype) -> noise`, what the steps of a sequence take at random while they
+        draw_noise: `(key, shape, dtype) -> noise`, what the steps of a sequence take at random while they
             train: a pytree of floating arrays `(T, *batch, ...)` for `shape = (T, *batch)`. The
             inputs of `step` are then a `NoisyInputs`, unless it evaluates. None for a cell that is
             the same in training.
@@ -127,9 +127,17 @@ class Cell(Generic[Params, State]):
         Array([2. , 3. , 3.5], dtype=float32)
     """
 
-    __slots__ = ("__weakref__", "_init", "_initial_state", "_step", "draw", "learned_state", "name")
+    __slots__ = (
+        "__weakref__",
+        "_init",
+        "_initial_state",
+        "_step",
+        "draw_noise",
+        "learned_state",
+        "name",
+    )
     name: str
-    draw: Callable[..., PyTree] | None
+    draw_noise: Callable[..., PyTree] | None
     learned_state: Callable[..., State] | None
     _init: Callable[..., Params]
     _initial_state: Callable[..., State]
@@ -141,13 +149,13 @@ class Cell(Generic[Params, State]):
         initial_state: Callable[..., State],
         step: Callable[[Params, State, Any], tuple[State, Any]],
         *,
-        draw: Callable[..., PyTree] | None = None,
+        draw_noise: Callable[..., PyTree] | None = None,
         learned_state: Callable[..., State] | None = None,
         name: str = "cell",
     ):
         for part, value in {"init": init, "initial_state": initial_state, "step": step}.items():
             object.__setattr__(self, f"_{part}", _check.function(part, value))
-        for part, value in {"draw": draw, "learned_state": learned_state}.items():
+        for part, value in {"draw_noise": draw_noise, "learned_state": learned_state}.items():
             value = value if value is None else _check.function(part, value)
             object.__setattr__(self, part, value)
         object.__setattr__(self, "name", name)
@@ -176,7 +184,7 @@ class Cell(Generic[Params, State]):
             "init": self._init,
             "initial_state": self._initial_state,
             "step": self._step,
-            "draw": self.draw,
+            "draw_noise": self.draw_noise,
             "learned_state": self.learned_state,
             "name": self.name,
         }
@@ -242,7 +250,7 @@ class Cell(Generic[Params, State]):
             return self._initial_state(batch_shape, dtype)
         if params is None:
             raise TypeError(
-                f"params: got None, wanted those of {self.name}, which learns its state"
+                f"params: got None, expected those of {self.name}, which learns its state"
             )
         return self.learned_state(params, batch_shape, dtype)
 
@@ -285,7 +293,7 @@ class Cell(Generic[Params, State]):
         if key is None:
             return self.advance(params, state, inputs)
         noise = jax.tree.map(lambda leaf: leaf[0], self.noise(inputs[None], key))
-        return self.advance(params, state, noisy(inputs, noise))
+        return self.advance(params, state, with_noise(inputs, noise))
 
     def advance(self, params: Params, state: State, inputs: Any) -> tuple[State, PyTree]:
         """Do as `step`, on arguments that have been checked and inputs that have their noise.
@@ -298,23 +306,23 @@ class Cell(Generic[Params, State]):
         """Draw what the steps of a sequence take at random; None without a key or a need of it."""
         if key is not None:
             _check.key("key", key)
-        if key is None or self.draw is None:
+        if key is None or self.draw_noise is None:
             return None
         shape = inputs.shape[:-1]
-        noise = self.draw(key, shape, inputs.dtype)
+        noise = self.draw_noise(key, shape, inputs.dtype)
         for path, leaf in jax.tree_util.tree_leaves_with_path(noise):
-            name = f"draw: noise{jax.tree_util.keystr(path)}"
+            name = f"draw_noise: noise{jax.tree_util.keystr(path)}"
             _check.array(name, leaf, min_ndim=len(shape), axes="(T, *batch, ...)")
             if leaf.shape[: len(shape)] != shape:
                 raise ValueError(
-                    f"{name}: got {_check.describe(leaf)}, wanted one that begins with {shape}"
+                    f"{name}: got {_check.describe(leaf)}, expected one that begins with {shape}"
                 )
         return noise
 
     @property
-    def structure(self) -> Gated | None:
+    def split_step(self) -> SplitStep | None:
         """The step's parts if it shows them, which some engines need; None if it doesn't."""
-        return self._step if isinstance(self._step, Gated) else None
+        return self._step if isinstance(self._step, SplitStep) else None
 
     def state_spec(self, batch_shape: tuple[int, ...] = (), dtype: Any = jnp.float32) -> PyTree:
         """Return the shapes and dtypes of the state."""
@@ -350,14 +358,14 @@ class Cell(Generic[Params, State]):
         features, dtype = inputs.shape[-1], inputs.dtype
         source = f"for {self.name} on inputs of {_check.describe(inputs)}"
         if features < 1:
-            raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted at least 1 feature")
-        _check.tree("params", params, self.params_spec(features, dtype), source)
+            raise ValueError(f"inputs: got {_check.describe(inputs)}, expected at least 1 feature")
+        _check.same_spec("params", params, self.params_spec(features, dtype), source)
         _check_step(self, features, tuple(batch_shape), dtype, _x64())
         if state is None:
             state = self.initial_state(batch_shape, dtype=dtype, params=params)
-            state = varying_as(state, inputs)
-        _check.tree("state", state, self.state_spec(batch_shape, dtype), source)
-        return strongly_typed(state)
+            state = pvary_like(state, inputs)
+        _check.same_spec("state", state, self.state_spec(batch_shape, dtype), source)
+        return without_weak_types(state)
 
 
 # What a cell makes is asked of the cell itself, abstractly, so no cell has to describe its shapes.
@@ -388,7 +396,7 @@ def _check_step(
         if leaf.shape[: len(batch_shape)] != batch_shape:
             raise ValueError(
                 f"cell: {cell.name}'s initial_state{jax.tree_util.keystr(path)}: got "
-                f"{_check.describe(leaf)}, wanted an array that begins with {batch_shape}"
+                f"{_check.describe(leaf)}, expected an array that begins with {batch_shape}"
             )
     inputs = jax.ShapeDtypeStruct((*batch_shape, features), dtype)
     try:
@@ -398,10 +406,10 @@ def _check_step(
         raise
     if not isinstance(returned, tuple | list) or len(returned) != 2:
         raise TypeError(
-            f"cell: {cell.name}'s step: got {_check.describe(returned)}, wanted (state, output)"
+            f"cell: {cell.name}'s step: got {_check.describe(returned)}, expected (state, output)"
         )
     name = f"cell: {cell.name}'s step: state"
-    _check.tree(name, returned[0], state, "as its initial_state makes")
+    _check.same_spec(name, returned[0], state, "as its initial_state makes")
 
 
 def _x64() -> bool:
@@ -411,11 +419,11 @@ def _x64() -> bool:
 def checked_cell(name: str, value: Any) -> Cell:
     """Return `value`, a cell."""
     if not isinstance(value, Cell):
-        raise TypeError(f"{name}: got {_check.describe(value)}, wanted a jaxrnn.Cell")
+        raise TypeError(f"{name}: got {_check.describe(value)}, expected a jaxrnn.Cell")
     return value
 
 
-def noisy(inputs: Any, noise: PyTree) -> Any:
+def with_noise(inputs: Any, noise: PyTree) -> Any:
     """Return what a step takes: inputs by themselves, or with what `Cell.noise` drew."""
     return inputs if noise is None else NoisyInputs(inputs, noise)
 
@@ -431,7 +439,7 @@ def hidden_part(cell: Any, state: PyTree) -> Any:
     if len(leaves) != 1:
         raise ValueError(
             f"cell: got {getattr(cell, 'name', 'a step')}, whose state is "
-            f"{_check.describe(state)}, wanted a state of one array or with a field named hidden"
+            f"{_check.describe(state)}, expected a state of one array or with a field named hidden"
         )
     return leaves[0]
 

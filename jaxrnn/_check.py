@@ -1,4 +1,4 @@
-"""Checks of arguments: each names the argument, what came and what was wanted.
+"""Checks of arguments: each names the argument, what came and what was expected.
 
 A value of the wrong kind or dtype is a `TypeError`, one of the wrong size, shape or range a
 `ValueError`.
@@ -19,52 +19,52 @@ def size(name: str, value: Any, *, least: int = 1) -> int:
     """Return `value` as an int of at least `least`."""
     number = integer(name, value)
     if number < least:
-        raise ValueError(f"{name}: got {number}, wanted an integer of at least {least}")
+        raise ValueError(f"{name}: got {number}, expected an integer of at least {least}")
     return number
 
 
 def integer(name: str, value: Any) -> int:
     """Return `value` as an int, refusing bools, floats and arrays."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name}: got {describe(value)}, wanted an integer")
+        raise TypeError(f"{name}: got {describe(value)}, expected an integer")
     return operator.index(value)
 
 
-def lags(name: str, value: Any) -> list[int]:
+def step_counts(name: str, value: Any) -> list[int]:
     """Return `value`, a sequence of numbers of steps, as ints of at least 0."""
     if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str):
-        raise TypeError(f"{name}: got {describe(value)}, wanted integers such as [1, 10]")
+        raise TypeError(f"{name}: got {describe(value)}, expected integers such as [1, 10]")
     return [size(f"{name}[{place}]", lag, least=0) for place, lag in enumerate(value)]
 
 
-def real(name: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
+def number(name: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
     """Return `value` as a finite float between `low` and `high`, both included."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{name}: got {describe(value)}, wanted a number")
+        raise TypeError(f"{name}: got {describe(value)}, expected a number")
     if not (math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"{name}: got {value}, wanted a finite number from {low} to {high}")
+        raise ValueError(f"{name}: got {value}, expected a finite number from {low} to {high}")
     return float(value)
 
 
 def rate(name: str, value: Any) -> float:
     """Return `value`, the probability of dropping or keeping something, from 0 up to but not 1."""
-    number = real(name, value, low=0.0, high=1.0)
-    if number == 1.0:
-        raise ValueError(f"{name}: got 1.0, wanted less than 1")
-    return number
+    probability = number(name, value, low=0.0, high=1.0)
+    if probability == 1.0:
+        raise ValueError(f"{name}: got 1.0, expected less than 1")
+    return probability
 
 
 def flag(name: str, value: Any) -> bool:
     """Return `value`, a bool."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}: got {describe(value)}, wanted True or False")
+        raise TypeError(f"{name}: got {describe(value)}, expected True or False")
     return bool(value)
 
 
 def function(name: str, value: Any) -> Callable[..., Any]:
     """Return `value`, a hashable callable: what a memoised constructor can take as a setting."""
     if not callable(value) or not isinstance(value, Hashable):
-        raise TypeError(f"{name}: got {describe(value)}, wanted a function")
+        raise TypeError(f"{name}: got {describe(value)}, expected a function")
     return value
 
 
@@ -72,10 +72,10 @@ def key(name: str, value: Any) -> jax.Array:
     """Return `value`, one random key of `jax.random.key` or `jax.random.PRNGKey`."""
     typed = has_kind(value, jax.dtypes.prng_key)
     if not typed and getattr(value, "dtype", None) != np.uint32:
-        raise TypeError(f"{name}: got {describe(value)}, wanted a key of jax.random.key")
+        raise TypeError(f"{name}: got {describe(value)}, expected a key of jax.random.key")
     # Four numbers where JAX's default implementation is that of XLA.
     if value.shape not in ([()] if typed else [(2,), (4,)]):
-        raise ValueError(f"{name}: got {describe(value)}, wanted one key, not an array of them")
+        raise ValueError(f"{name}: got {describe(value)}, expected one key, not an array of them")
     return value
 
 
@@ -85,11 +85,11 @@ def float_dtype(name: str, value: Any) -> np.dtype:
         # NumPy takes None for float64.
         dtype = jnp.dtype("None" if value is None else value)
     except TypeError as error:
-        raise TypeError(f"{name}: got {value!r}, wanted a floating dtype") from error
+        raise TypeError(f"{name}: got {value!r}, expected a floating dtype") from error
     # JAX has neither numbers of more than 64 bits nor those with their bytes in another order.
     if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize > 8 or not dtype.isnative:
         raise TypeError(
-            f"{name}: got {dtype if dtype.isnative else dtype.str}, wanted a floating dtype of JAX"
+            f"{name}: got {dtype if dtype.isnative else dtype.str}, expected a floating dtype of JAX"
         )
     if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
         raise ValueError(
@@ -102,11 +102,11 @@ def float_dtype(name: str, value: Any) -> np.dtype:
 def array(name: str, value: Any, *, min_ndim: int, axes: str) -> jax.Array:
     """Return `value`, a floating array with at least `min_ndim` axes, laid out as `axes` says."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-        raise TypeError(f"{name}: got {describe(value)}, wanted a floating array {axes}")
+        raise TypeError(f"{name}: got {describe(value)}, expected a floating array {axes}")
     if not has_kind(value, jnp.floating):
-        raise TypeError(f"{name}: got {describe(value)}, wanted a floating dtype of JAX")
+        raise TypeError(f"{name}: got {describe(value)}, expected a floating dtype of JAX")
     if value.ndim < min_ndim:
-        raise ValueError(f"{name}: got {describe(value)}, wanted an array {axes}")
+        raise ValueError(f"{name}: got {describe(value)}, expected an array {axes}")
     float_dtype(name, value.dtype)
     return value
 
@@ -117,14 +117,14 @@ def integers(name: str, value: Any, *, low: int, high: int, where: Any = True) -
     Within a trace entries have no values, and are let through.
     """
     if not has_kind(value, jnp.integer):
-        raise TypeError(f"{name}: got {describe(value)}, wanted an array of integers")
+        raise TypeError(f"{name}: got {describe(value)}, expected an array of integers")
     if isinstance(value, jax.core.Tracer) or isinstance(where, jax.core.Tracer):
         return value
     # In NumPy, which compares 8 bits with 1000 rightly, where JAX would wrap the 1000 around.
     numbers = np.asarray(value)
     if np.any(((numbers < low) | (numbers > high)) & np.asarray(where)):
         raise ValueError(
-            f"{name}: got integers from {value.min()} to {value.max()}, wanted {low} to {high}"
+            f"{name}: got integers from {value.min()} to {value.max()}, expected {low} to {high}"
         )
     return value
 
@@ -132,51 +132,59 @@ def integers(name: str, value: Any, *, low: int, high: int, where: Any = True) -
 def flags(name: str, value: Any, shape: tuple[int, ...], *, time_major: bool) -> jax.Array:
     """Return `value`, bools of the shape `(T, *batch)`, given with time last if not time-major."""
     if getattr(value, "dtype", None) != np.bool_:
-        raise TypeError(f"{name}: got {describe(value)}, wanted an array of bools")
-    wanted = shape if time_major else (*shape[1:], shape[0])
-    if value.shape != wanted:
-        raise ValueError(f"{name}: got {describe(value)}, wanted bool{list(wanted)}, as inputs are")
+        raise TypeError(f"{name}: got {describe(value)}, expected an array of bools")
+    expected = shape if time_major else (*shape[1:], shape[0])
+    if value.shape != expected:
+        raise ValueError(
+            f"{name}: got {describe(value)}, expected bool{list(expected)}, as inputs are"
+        )
     return value if time_major else jnp.moveaxis(value, -1, 0)
 
 
 def scalar(name: str, value: Any) -> jax.Array:
     """Return `value`, a floating scalar that the function called `name` returned."""
     if getattr(value, "shape", None) != () or not has_kind(value, jnp.floating):
-        raise TypeError(f"{name}: returned {describe(value)}, wanted a floating scalar")
+        raise TypeError(f"{name}: returned {describe(value)}, expected a floating scalar")
     return value
 
 
 def shape(name: str, value: Any) -> tuple[int, ...]:
     """Return `value` as a tuple of sizes, none of them negative."""
     if not isinstance(value, tuple | list):
-        raise TypeError(f"{name}: got {describe(value)}, wanted a tuple of sizes such as (16,)")
+        raise TypeError(f"{name}: got {describe(value)}, expected a tuple of sizes such as (16,)")
     sizes = tuple(integer(f"{name}[{axis}]", length) for axis, length in enumerate(value))
     if any(length < 0 for length in sizes):
-        raise ValueError(f"{name}: got {sizes}, wanted sizes of at least 0")
+        raise ValueError(f"{name}: got {sizes}, expected sizes of at least 0")
     return sizes
 
 
-def entries(name: str, value: Any, count: int) -> None:
+def one_per_layer(name: str, value: Any, count: int) -> None:
     """Raise unless `value` is a tuple or list of `count` entries, one for each layer."""
     if not isinstance(value, tuple | list):
-        raise TypeError(f"{name}: got {describe(value)}, wanted a tuple of {count} entries")
+        raise TypeError(f"{name}: got {describe(value)}, expected a tuple of {count} entries")
     if len(value) != count:
-        raise ValueError(f"{name}: got {len(value)} entries, wanted {count}")
+        raise ValueError(f"{name}: got {len(value)} entries, expected {count}")
 
 
-def tree(name: str, value: Any, want: Any, because: str) -> None:
+def same_spec(name: str, value: Any, want: Any, because: str) -> None:
     """Compare a pytree of arrays with one of shapes and dtypes; `because` says who wants them."""
     if jax.tree.structure(value) != jax.tree.structure(want):
-        raise TypeError(f"{name}: got {describe(value)}, wanted {describe(want)} {because}")
+        raise TypeError(f"{name}: got {describe(value)}, expected {describe(want)} {because}")
     leaves = jax.tree_util.tree_leaves_with_path(value)
-    for (path, leaf), wanted in zip(leaves, jax.tree.leaves(want), strict=True):
+    for (path, leaf), expected in zip(leaves, jax.tree.leaves(want), strict=True):
         where = f"{name}{jax.tree_util.keystr(path)}"
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            raise TypeError(f"{where}: got {describe(leaf)}, wanted {describe(wanted)} {because}")
-        if leaf.shape != wanted.shape:
-            raise ValueError(f"{where}: got {describe(leaf)}, wanted {describe(wanted)} {because}")
-        if leaf.dtype != wanted.dtype:
-            raise TypeError(f"{where}: got {describe(leaf)}, wanted {describe(wanted)} {because}")
+            raise TypeError(
+                f"{where}: got {describe(leaf)}, expected {describe(expected)} {because}"
+            )
+        if leaf.shape != expected.shape:
+            raise ValueError(
+                f"{where}: got {describe(leaf)}, expected {describe(expected)} {because}"
+            )
+        if leaf.dtype != expected.dtype:
+            raise TypeError(
+                f"{where}: got {describe(leaf)}, expected {describe(expected)} {because}"
+            )
 
 
 def steps(name: str, value: Any, count: int) -> None:
@@ -184,7 +192,7 @@ def steps(name: str, value: Any, count: int) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
         if getattr(leaf, "shape", ())[:1] != (count,):
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)}: got {describe(leaf)}, wanted an array of "
+                f"{name}{jax.tree_util.keystr(path)}: got {describe(leaf)}, expected an array of "
                 f"{count} steps, as inputs have"
             )
 
@@ -193,11 +201,11 @@ def trainable(name: str, value: Any) -> None:
     """Raise unless `value` is a pytree of floating or complex numbers or arrays of them."""
     leaves = jax.tree_util.tree_leaves_with_path(value)
     if not leaves:
-        raise TypeError(f"{name}: got {describe(value)}, wanted at least one array to train")
+        raise TypeError(f"{name}: got {describe(value)}, expected at least one array to train")
     for path, leaf in leaves:
         if not isinstance(leaf, float | complex) and not has_kind(leaf, jnp.inexact):
             raise TypeError(
-                f"{name}{jax.tree_util.keystr(path)}: got {describe(leaf)}, wanted a floating or "
+                f"{name}{jax.tree_util.keystr(path)}: got {describe(leaf)}, expected a floating or "
                 "complex array"
             )
 
@@ -206,7 +214,7 @@ def untraced(name: str, value: Any, function: str) -> None:
     """Raise if a pytree holds traced arrays, which `function` can't work on."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
         raise TypeError(
-            f"{name}: got traced arrays, wanted numbers: call {function} outside of jit"
+            f"{name}: got traced arrays, expected numbers: call {function} outside of jit"
         )
 
 
@@ -218,7 +226,7 @@ def has_kind(value: Any, kind: Any) -> bool:
         return False
 
 
-def kept(name: str, value: Any) -> None:
+def no_narrowing(name: str, value: Any) -> None:
     """Raise unless JAX keeps what NumPy's arrays in a pytree hold.
 
     Unless 64 bits are enabled it halves them, which changes floats, and integers that don't fit.

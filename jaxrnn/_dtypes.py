@@ -9,17 +9,17 @@ import numpy as np
 from jaxtyping import PyTree
 
 
-def wide_dtype(dtype: Any) -> np.dtype:
+def at_least_float32_dtype(dtype: Any) -> np.dtype:
     """Return a floating or complex dtype, or float32 instead of one with fewer bits."""
     return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
-def wide(array: jax.Array) -> jax.Array:
+def at_least_float32(array: jax.Array) -> jax.Array:
     """Return an array in float32 at least: sums and squares overflow 16 bits, or vanish in them."""
-    return array.astype(wide_dtype(array.dtype))
+    return array.astype(at_least_float32_dtype(array.dtype))
 
 
-def strongly_typed(tree: PyTree) -> PyTree:
+def without_weak_types(tree: PyTree) -> PyTree:
     """Return a tree as arrays, none of which changes its dtype when it meets one of another.
 
     A loop that carries a weakly typed one is traced twice, or refuses it, and so is a program that
@@ -28,7 +28,7 @@ def strongly_typed(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), tree)
 
 
-def varying_as(tree: PyTree, array: jax.Array) -> PyTree:
+def pvary_like(tree: PyTree, array: jax.Array) -> PyTree:
     """Return a tree that differs between devices, as far as JAX's types tell, where an array does.
 
     In `jax.shard_map` a loop refuses to carry what is the same everywhere at first only.

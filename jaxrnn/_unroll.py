@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell, checked_cell, noisy
-from jaxrnn._ragged import first_resets, flagged, ragged, real_steps, select
+from jaxrnn._cell import Cell, checked_cell, with_noise
 from jaxrnn.engines import Engine, checked_engine, choose_engine
-from jaxrnn.wrappers._compute_dtype import computing_in
+from jaxrnn.wrappers._masked import first_resets, masked, real_steps, select, with_masks
+from jaxrnn.wrappers._mixed_precision import mixed_precision
 
 
 def unroll(
@@ -101,7 +101,7 @@ def unroll(
     batch_shape = inputs.shape[1:-1]
     state = cell.checked_state(params, state, inputs, batch_shape=batch_shape)
     if compute_dtype is not None:
-        cell = computing_in(cell, compute_dtype)
+        cell = mixed_precision(cell, compute_dtype)
     noise = cell.noise(inputs, key)
     mask, resets = checked_flags(inputs.shape[:-1], lengths, mask, resets, time_major=time_major)
     if engine is None:
@@ -127,7 +127,7 @@ def checked_flags(
         _check.integers("lengths", lengths, low=0, high=shape[0])
         if lengths.shape != shape[1:]:
             raise ValueError(
-                f"lengths: got {_check.describe(lengths)}, wanted the shape {shape[1:]} of a "
+                f"lengths: got {_check.describe(lengths)}, expected the shape {shape[1:]} of a "
                 "batch of inputs"
             )
         mask = real_steps(shape, lengths, mask)
@@ -146,14 +146,14 @@ def run(
 ) -> tuple[Any, Any, Any]:
     """Run a cell by an engine, on arguments that have been checked."""
     if mask is None and resets is None:
-        inputs = noisy(inputs, noise)
+        inputs = with_noise(inputs, noise)
         return engine(cell, params, state, inputs, reverse=reverse, keep_states=keep_states)
     if resets is not None:
         initial = cell.initial_state(inputs.shape[1:-1], dtype=inputs.dtype, params=params)
         state = select(first_resets(resets, reverse=reverse), initial, state)
-    wrapped = ragged(cell, keep_states=keep_states)
-    flags = flagged(inputs, mask, resets, reverse=reverse)
-    inputs = flags._replace(inputs=noisy(flags.inputs, noise))
+    wrapped = masked(cell, keep_states=keep_states)
+    flags = with_masks(inputs, mask, resets, reverse=reverse)
+    inputs = flags._replace(inputs=with_noise(flags.inputs, noise))
     state, (outputs, states), _ = engine(
         wrapped, params, state, inputs, reverse=reverse, keep_states=False
     )

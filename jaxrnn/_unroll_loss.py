@@ -9,12 +9,12 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
-from jaxrnn._dtypes import varying_as
+from jaxrnn._dtypes import pvary_like
 from jaxrnn._unroll import checked_flags, run
 from jaxrnn.engines import Engine, checked_engine, choose_engine
-from jaxrnn.engines._chunks import root_chunk, scan_checkpointed
+from jaxrnn.engines._chunks import scan_checkpointed, sqrt_chunk
 from jaxrnn.engines._engine import checked_chunk
-from jaxrnn.wrappers._compute_dtype import computing_in
+from jaxrnn.wrappers._mixed_precision import mixed_precision
 
 
 def unroll_loss(
@@ -96,12 +96,12 @@ def unroll_loss(
     _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
     steps = inputs.shape[0]
     _check.steps("targets", targets, steps)
-    _check.kept("targets", targets)
+    _check.no_narrowing("targets", targets)
     chunk = chunk if chunk is None else _check.size("chunk", chunk)
-    chunk = checked_chunk(chunk, steps) or root_chunk(steps)
+    chunk = checked_chunk(chunk, steps) or sqrt_chunk(steps)
     state = cell.checked_state(params, state, inputs, batch_shape=inputs.shape[1:-1])
     if compute_dtype is not None:
-        cell = computing_in(cell, compute_dtype)
+        cell = mixed_precision(cell, compute_dtype)
     mask, resets = checked_flags(inputs.shape[:-1], lengths, mask, resets)
     per_step = inputs, cell.noise(inputs, key), mask, resets, targets
 
@@ -124,7 +124,7 @@ def unroll_loss(
     (_, total), _ = jax.eval_shape(run_chunk, (state, 0.0), first)
     (state, total), _ = scan_checkpointed(
         run_chunk,
-        (state, varying_as(jnp.zeros((), total.dtype), inputs)),
+        (state, pvary_like(jnp.zeros((), total.dtype), inputs)),
         per_step,
         steps=steps,
         chunk=chunk,

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from jaxrnn import _check
-from jaxrnn._dtypes import wide_dtype
+from jaxrnn._dtypes import at_least_float32_dtype
 
 __all__ = [
     "Initializer",
@@ -48,7 +48,7 @@ def _checked(draw: Initializer, **settings: float) -> Initializer:
         key, dtype = _check.key("key", key), _dtype(dtype)
         for name, value in settings.items():
             check_fits(name, value, dtype)
-        return draw(key, _check.shape("shape", shape), wide_dtype(dtype)).astype(dtype)
+        return draw(key, _check.shape("shape", shape), at_least_float32_dtype(dtype)).astype(dtype)
 
     return init
 
@@ -64,7 +64,7 @@ def check_fits(name: str, value: float, dtype: np.dtype) -> None:
     """Raise if a setting would be infinite in a dtype."""
     largest = float(jnp.finfo(dtype).max)
     if abs(value) > largest:
-        raise ValueError(f"{name}: got {value}, wanted at most {largest:.3g}, as {dtype} holds")
+        raise ValueError(f"{name}: got {value}, expected at most {largest:.3g}, as {dtype} holds")
 
 
 def orthogonal(gain: float = 1.0) -> Initializer:
@@ -93,7 +93,7 @@ def orthogonal(gain: float = 1.0) -> Initializer:
         Saxe, McClelland and Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep
         linear neural networks", 2014.
     """
-    return _orthogonal(_check.real("gain", gain))
+    return _orthogonal(_check.number("gain", gain))
 
 
 # Memoised behind the check, as a cache takes True for 1.0, and f() and f(1.0) for two settings.
@@ -134,7 +134,7 @@ def identity(gain: float = 1.0) -> Initializer:
         Le, Jaitly and Hinton, "A simple way to initialize recurrent networks of rectified linear
         units", 2015.
     """
-    return _identity(_check.real("gain", gain))
+    return _identity(_check.number("gain", gain))
 
 
 @functools.cache
@@ -142,7 +142,7 @@ def _identity(gain: float) -> Initializer:
     def draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype) -> Float[Array, "I H"]:
         del key
         if len(shape) != 2:
-            raise ValueError(f"shape: got {shape}, wanted that of a matrix such as (64, 64)")
+            raise ValueError(f"shape: got {shape}, expected that of a matrix such as (64, 64)")
         return gain * jnp.eye(*shape, dtype=dtype)
 
     return _checked(draw, gain=gain)
@@ -180,7 +180,7 @@ def near_identity(noise: float = 0.01, gain: float = 1.0) -> Initializer:
         Ginibre, "Statistical ensembles of complex, quaternion, and real matrices", Journal of
         Mathematical Physics 6, 1965 (the Gaussian part's radius).
     """
-    return _near_identity(_check.real("noise", noise, low=0.0), _check.real("gain", gain))
+    return _near_identity(_check.number("noise", noise, low=0.0), _check.number("gain", gain))
 
 
 @functools.cache
@@ -222,7 +222,7 @@ def scaled_gaussian(radius: float = 1.0) -> Initializer:
         Jaeger, "The echo state approach to analysing and training recurrent neural networks", GMD
         report 148, 2001, section 3.
     """
-    return _scaled_gaussian(_check.real("radius", radius, low=0.0))
+    return _scaled_gaussian(_check.number("radius", radius, low=0.0))
 
 
 @functools.cache
@@ -269,7 +269,7 @@ def _unitary(
     key, dtype = _check.key("key", key), _dtype(dtype)
     _square(_check.shape("shape", shape))
     if not jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(f"dtype: got {dtype}, wanted complex64 or complex128")
+        raise TypeError(f"dtype: got {dtype}, expected complex64 or complex128")
     q, r = jnp.linalg.qr(jax.random.normal(key, shape, dtype))
     phases = jnp.diagonal(r)
     return q * (phases / jnp.abs(phases))
@@ -277,7 +277,7 @@ def _unitary(
 
 def _square(shape: tuple[int, ...]) -> int:
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
-        raise ValueError(f"shape: got {tuple(shape)}, wanted a square such as (64, 64)")
+        raise ValueError(f"shape: got {tuple(shape)}, expected a square such as (64, 64)")
     return shape[0]
 
 
@@ -313,9 +313,9 @@ def chrono(max_time: float) -> Initializer:
     References:
         Tallec and Ollivier, "Can recurrent neural networks warp time?", 2018, equation 16.
     """
-    max_time = _check.real("max_time", max_time)
+    max_time = _check.number("max_time", max_time)
     if max_time <= 2:
-        raise ValueError(f"max_time: got {max_time}, wanted more than 2 steps")
+        raise ValueError(f"max_time: got {max_time}, expected more than 2 steps")
     return _chrono(max_time)
 
 
@@ -346,7 +346,7 @@ def draw(
         initializer: a function `(key, shape, dtype) -> array`.
         key: a random key.
         shape: the shape for one gate, `(in, out)`.
-        dtype: the dtype wanted. Below 32 bits the draw is made in float32 and rounded, as
+        dtype: the dtype expected. Below 32 bits the draw is made in float32 and rounded, as
             factorisations such as orthogonal's don't exist in 16 bits.
         gates: how many gates.
 
@@ -355,7 +355,7 @@ def draw(
 
     Raises:
         TypeError: if the initialiser returns anything but floating numbers, such as complex ones,
-            or the dtype wanted isn't floating.
+            or the dtype expected isn't floating.
         ValueError: if it returns another shape than it was asked for, or there are no gates.
 
     Example:
@@ -365,14 +365,14 @@ def draw(
         >>> initializers.draw(init, jax.random.key(0), (8, 8), jnp.float32, gates=4).shape
         (8, 32)
     """
-    wide = wide_dtype(_check.float_dtype("dtype", dtype))
+    wide = at_least_float32_dtype(_check.float_dtype("dtype", dtype))
     keys = jax.random.split(key, _check.size("gates", gates))
     blocks = [jnp.asarray(initializer(key, shape, wide)) for key in keys]
     for block in blocks:
         if block.shape != tuple(shape):
             raise ValueError(
-                f"initializer: got an array of shape {block.shape}, wanted {tuple(shape)}"
+                f"initializer: got an array of shape {block.shape}, expected {tuple(shape)}"
             )
         if not jnp.issubdtype(block.dtype, jnp.floating):
-            raise TypeError(f"initializer: got {_check.describe(block)}, wanted floating numbers")
+            raise TypeError(f"initializer: got {_check.describe(block)}, expected floating numbers")
     return jnp.concatenate(blocks, axis=-1).astype(dtype)

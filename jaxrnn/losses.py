@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrnn import _check
-from jaxrnn._dtypes import wide_dtype
+from jaxrnn._dtypes import at_least_float32_dtype
 
 __all__ = ["softmax_cross_entropy", "squared_error"]
 
@@ -43,7 +43,7 @@ def softmax_cross_entropy(
 
     _check.array("logits", logits, min_ndim=1, axes="(*batch, classes)")
     if logits.shape[-1] == 0:
-        raise ValueError(f"logits: got {_check.describe(logits)}, wanted at least one class")
+        raise ValueError(f"logits: got {_check.describe(logits)}, expected at least one class")
     mask = _mask(mask, logits.shape[:-1])
     _same_shape("labels", labels, logits.shape[:-1])
     _check.integers("labels", labels, low=0, high=logits.shape[-1] - 1, where=mask)
@@ -92,7 +92,7 @@ def squared_error(
     _check.array("targets", targets, min_ndim=0, axes="of any shape")
     _same_shape("targets", targets, predictions.shape)
     if predictions.dtype != targets.dtype:
-        raise TypeError(f"targets: got {targets.dtype}, wanted {predictions.dtype}")
+        raise TypeError(f"targets: got {targets.dtype}, expected {predictions.dtype}")
     mask_shape = predictions.shape if mask is None else predictions.shape[: jnp.ndim(mask)]
     mask = _mask(mask, mask_shape)
     mask = mask.reshape(*mask.shape, *[1] * (predictions.ndim - mask.ndim))
@@ -104,20 +104,20 @@ def squared_error(
 
 def _same_shape(name: str, value: Array, shape: tuple[int, ...]) -> None:
     if getattr(value, "shape", None) != shape:
-        raise ValueError(f"{name}: got {_check.describe(value)}, wanted shape {shape}")
+        raise ValueError(f"{name}: got {_check.describe(value)}, expected shape {shape}")
 
 
 def _mask(mask: Array | None, shape: tuple[int, ...]) -> Array:
     if mask is None:
         return jnp.ones(shape, bool)
     if getattr(mask, "dtype", None) != jnp.bool_:
-        raise TypeError(f"mask: got {_check.describe(mask)}, wanted booleans")
+        raise TypeError(f"mask: got {_check.describe(mask)}, expected booleans")
     _same_shape("mask", mask, shape)
     return jnp.asarray(mask)
 
 
 def _mean(entries: Array, mask: Array) -> Array:
     # Neither the sum nor the count of many entries fits into float16, as their mean does.
-    wide = wide_dtype(entries.dtype)
+    wide = at_least_float32_dtype(entries.dtype)
     total = jnp.where(mask, entries, 0).sum(dtype=wide)
     return (total / jnp.maximum(mask.sum(), 1).astype(wide)).astype(entries.dtype)

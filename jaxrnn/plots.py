@@ -95,7 +95,7 @@ def gradient_map(
     columns = _two_dimensions("norms", norms, "(T, L)")
     usable = columns[np.isfinite(columns) & (columns > 0)]
     if usable.size == 0:
-        raise ValueError("norms: got none that is positive and finite, wanted at least one")
+        raise ValueError("norms: got none that is positive and finite, expected at least one")
     with np.errstate(divide="ignore", invalid="ignore"):
         decades = np.log10(columns / usable.max())
     image, ax = _image(decades.T, axes, low=-_DECADES, high=0.0)
@@ -129,9 +129,11 @@ def jacobian_spectrum(
         >>> axes = jaxrnn.plots.jacobian_spectrum(jnp.ones((2, 3)), [1, 10])
     """
     columns = _two_dimensions("values", values, "(L, K)")
-    places = np.array(_check.lags("lags", lags))
+    places = np.array(_check.step_counts("lags", lags))
     if len(places) != len(columns):
-        raise ValueError(f"lags: got {len(places)}, wanted {len(columns)}, one for each of values")
+        raise ValueError(
+            f"lags: got {len(places)}, expected {len(columns)}, one for each of values"
+        )
     order = np.argsort(places)
     ax = _axes(axes)
     count = columns.shape[1]
@@ -176,10 +178,12 @@ def lyapunov_spectrum(spectrum: LyapunovSpectrum, axes: "Axes | None" = None) ->
         >>> axes = jaxrnn.plots.lyapunov_spectrum(spectrum)
     """
     if not isinstance(spectrum, LyapunovSpectrum):
-        raise TypeError(f"spectrum: got {_check.describe(spectrum)}, wanted a LyapunovSpectrum")
+        raise TypeError(f"spectrum: got {_check.describe(spectrum)}, expected a LyapunovSpectrum")
     exponents = np.asarray(spectrum.exponents, np.float64)
     if exponents.ndim != 1:
-        raise ValueError(f"spectrum: got exponents {exponents.shape}, wanted those of one sequence")
+        raise ValueError(
+            f"spectrum: got exponents {exponents.shape}, expected those of one sequence"
+        )
     errors = np.asarray(spectrum.standard_error, np.float64)
     converged = np.asarray(spectrum.converged)
     ax = _axes(axes)
@@ -265,7 +269,7 @@ def gate_map(gates: GateStatistics, axes: "Axes | None" = None) -> "Axes":
         >>> axes = jaxrnn.plots.gate_map(gates)
     """
     if not isinstance(gates, GateStatistics):
-        raise TypeError(f"gates: got {_check.describe(gates)}, wanted a GateStatistics")
+        raise TypeError(f"gates: got {_check.describe(gates)}, expected a GateStatistics")
     forget = _floats("gates.forget", gates.forget, "(T, *batch)")
     forget = forget.reshape(len(forget), -1)
     image, ax = _image(forget.T, axes, low=0.0, high=1.0)
@@ -289,7 +293,7 @@ def _axes(axes: Any) -> Any:
             raise ImportError(message) from error
         return pyplot.subplots(layout="constrained")[1]
     if not hasattr(axes, "plot") or not hasattr(axes, "figure"):
-        raise TypeError(f"axes: got {_check.describe(axes)}, wanted matplotlib's")
+        raise TypeError(f"axes: got {_check.describe(axes)}, expected matplotlib's")
     return axes
 
 
@@ -311,9 +315,9 @@ def _labels(labels: Sequence[str] | None, count: int) -> list[str]:
     if labels is None:
         return [str(number) for number in range(count)]
     if not isinstance(labels, Sequence | np.ndarray):
-        raise TypeError(f"labels: got {_check.describe(labels)}, wanted a sequence of names")
+        raise TypeError(f"labels: got {_check.describe(labels)}, expected a sequence of names")
     if len(labels) != count:
-        raise ValueError(f"labels: got {len(labels)}, wanted {count}")
+        raise ValueError(f"labels: got {len(labels)}, expected {count}")
     return list(labels)
 
 
@@ -327,7 +331,7 @@ def _floats(
     """Return a floating array of some dimensions, none of them empty, in NumPy's float64."""
     dtype = getattr(value, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{name}: got {_check.describe(value)}, wanted a floating array {axes}")
+        raise TypeError(f"{name}: got {_check.describe(value)}, expected a floating array {axes}")
     if not least <= value.ndim <= most or 0 in value.shape:
-        raise ValueError(f"{name}: got {_check.describe(value)}, wanted an array {axes}")
+        raise ValueError(f"{name}: got {_check.describe(value)}, expected an array {axes}")
     return np.asarray(value, np.float64)

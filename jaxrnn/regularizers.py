@@ -57,7 +57,7 @@ def pascanu(
 
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> cell = jaxrnn.elman(2, activation=jax.nn.identity, use_bias=False)
-        >>> params = jaxrnn.ElmanParams(jnp.ones((1, 2)), 0.5 * jnp.eye(2), None)
+        >>> params = jaxrnn.cells.ElmanParams(jnp.ones((1, 2)), 0.5 * jnp.eye(2), None)
         >>> def loss(outputs):
         ...     return outputs[-1].sum()
         >>> jaxrnn.regularizers.pascanu(loss, cell, params, jnp.ones((3, 1)))
@@ -70,7 +70,7 @@ def pascanu(
     state = checked_state(cell, params, inputs, state)
     if 0 in inputs.shape[:-1]:
         raise ValueError(
-            f"inputs: got {_check.describe(inputs)}, wanted at least one step and one sequence"
+            f"inputs: got {_check.describe(inputs)}, expected at least one step and one sequence"
         )
     gradients = lax.stop_gradient(state_gradients(loss, cell, params, inputs, state))
     # A Jacobian is linear: only the gradient's direction counts, however small or large it is.
@@ -135,7 +135,7 @@ def flossing(
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> cell = jaxrnn.elman(2, activation=jax.nn.identity, use_bias=False)
-        >>> params = jaxrnn.ElmanParams(jnp.ones((1, 2)), 0.5 * jnp.eye(2), None)
+        >>> params = jaxrnn.cells.ElmanParams(jnp.ones((1, 2)), 0.5 * jnp.eye(2), None)
         >>> penalty = jaxrnn.regularizers.flossing(cell, params, jnp.ones((20, 1)))
         >>> bool(jnp.isclose(penalty, jnp.log(0.5) ** 2))
         True

@@ -114,7 +114,9 @@ def copy_memory(
         batch_size=batch_size, delay=delay, num_symbols=num_symbols, num_to_copy=num_to_copy
     )
     if num_symbols > 2**31 - 2:
-        raise ValueError(f"num_symbols: got {num_symbols}, wanted at most {2**31 - 2}, as of int32")
+        raise ValueError(
+            f"num_symbols: got {num_symbols}, expected at most {2**31 - 2}, as of int32"
+        )
     key = _check.key("key", key)
     symbols = jax.random.randint(key, (num_to_copy, batch_size), 1, num_symbols + 1)
 

@@ -165,7 +165,7 @@ CELLS = [
         numpy_lstm,
         variant=True,
     ),
-    Row("peephole_lstm", jaxrnn.peephole_lstm, numpy_peephole_lstm, variant=True),
+    Row("peephole_lstm", jaxrnn.cells.peephole_lstm, numpy_peephole_lstm, variant=True),
     Row("gru", jaxrnn.gru, numpy_gru_reset_after),
     Row(
         "gru_reset_before",
@@ -174,39 +174,41 @@ CELLS = [
     ),
     Row(
         "zoneout_recurrent_dropout_elman",
-        lambda size: jaxrnn.zoneout(jaxrnn.recurrent_dropout(jaxrnn.elman(size), 0.3), 0.4),
+        lambda size: jaxrnn.wrappers.zoneout(
+            jaxrnn.wrappers.recurrent_dropout(jaxrnn.elman(size), 0.3), 0.4
+        ),
         numpy_zoneout(numpy_elman(np.tanh), 0.4),
         wrapped=True,
     ),
     Row(
         "state_noise_zoneout_gru_reset_before",
-        lambda size: jaxrnn.state_noise(
-            jaxrnn.zoneout(jaxrnn.gru(size, reset_after=False), 0.2), 0.1
+        lambda size: jaxrnn.wrappers.state_noise(
+            jaxrnn.wrappers.zoneout(jaxrnn.gru(size, reset_after=False), 0.2), 0.1
         ),
         numpy_zoneout(numpy_gru_reset_before, 0.2),
         wrapped=True,
     ),
     Row(
         "layer_norm_gru",
-        lambda size: jaxrnn.layer_norm(jaxrnn.gru(size)),
+        lambda size: jaxrnn.wrappers.layer_norm(jaxrnn.gru(size)),
         numpy_layer_norm_gru,
         wrapped=True,
     ),
     Row(
         "projection_elman",
-        lambda size: jaxrnn.projection(jaxrnn.elman(size), size),
+        lambda size: jaxrnn.wrappers.projection(jaxrnn.elman(size), size),
         numpy_projection_elman,
         wrapped=True,
     ),
     Row(
         "learned_initial_state_elman",
-        lambda size: jaxrnn.learned_initial_state(jaxrnn.elman(size)),
+        lambda size: jaxrnn.wrappers.learned_initial_state(jaxrnn.elman(size)),
         numpy_learned_elman,
         wrapped=True,
     ),
 ]
 
-# For tests that take long to compile: in the plain run a gated cell and one that is only a step
+# For tests that take long to compile: in the plain run a split-step cell and one that is only a step
 # stand for all.
 _STAND_FOR_ALL = ("lstm", "gru_reset_before")
 DEEP = [

@@ -25,8 +25,8 @@ def any_cell(cell):
     return True
 
 
-def gated(cell):
-    return isinstance(cell.structure, jaxrnn.Gated)
+def split_step(cell):
+    return isinstance(cell.split_step, jaxrnn.SplitStep)
 
 
 def on_two_devices(cell):
@@ -34,13 +34,15 @@ def on_two_devices(cell):
 
 
 ENGINES = [
-    EngineRow("scan(3)", jaxrnn.scan(3), any_cell),
-    EngineRow("hoisted", jaxrnn.hoisted(), gated),
-    EngineRow("hoisted(2)", jaxrnn.hoisted(2, keep="states"), gated),
-    EngineRow("hoisted(products)", jaxrnn.hoisted(2, keep="products"), gated),
+    EngineRow("scan(3)", jaxrnn.engines.scan(3), any_cell),
+    EngineRow("hoisted", jaxrnn.engines.hoisted(), split_step),
+    EngineRow("hoisted(2)", jaxrnn.engines.hoisted(2, keep="states"), split_step),
+    EngineRow("hoisted(products)", jaxrnn.engines.hoisted(2, keep="products"), split_step),
     # Steps are left over, of the sequence for its chunks and of a chunk for its turns.
-    EngineRow("hoisted(unrolled)", jaxrnn.hoisted(3, unroll=2), gated),
-    EngineRow("checkpointed(2)", jaxrnn.checkpointed(2), any_cell),
-    EngineRow("checkpointed(3, scan)", jaxrnn.checkpointed(3, jaxrnn.scan()), any_cell),
-    EngineRow("sharded", jaxrnn.sharded(2), on_two_devices),
+    EngineRow("hoisted(unrolled)", jaxrnn.engines.hoisted(3, unroll=2), split_step),
+    EngineRow("checkpointed(2)", jaxrnn.engines.checkpointed(2), any_cell),
+    EngineRow(
+        "checkpointed(3, scan)", jaxrnn.engines.checkpointed(3, jaxrnn.engines.scan()), any_cell
+    ),
+    EngineRow("sharded", jaxrnn.engines.sharded(2), on_two_devices),
 ]

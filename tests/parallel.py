@@ -76,11 +76,11 @@ def process(number, count, port, directory):
     assert jax.process_count() == count
     settings = {
         "sharding": shardings(),
-        "on_report": jaxrnn.metrics_writer(f"{directory}/curve.csv"),
-        "checkpoints": jaxrnn.Checkpoints(f"{directory}/checkpoints", every=4),
+        "on_report": jaxrnn.training.metrics_writer(f"{directory}/curve.csv"),
+        "checkpoints": jaxrnn.training.Checkpoints(f"{directory}/checkpoints", every=4),
     }
     train(steps=6, **settings)
-    result = train(engine=jaxrnn.sharded(), **settings)
+    result = train(engine=jaxrnn.engines.sharded(), **settings)
     for leaf in jax.tree.leaves(result.params):
         assert leaf.is_fully_replicated
         assert not leaf.is_fully_addressable
@@ -94,7 +94,7 @@ def process(number, count, port, directory):
         )
         for axes, part in (((None, None), inputs[:, :, mine]), ((None,), targets[:, mine]))
     ]
-    with pytest.raises(jaxrnn.NonFiniteError) as bad:
+    with pytest.raises(jaxrnn.training.NonFiniteError) as bad:
         train(tuple(parts), **settings)
     leaves = jax.tree.map(np.asarray, jax.tree.leaves(result))
     np.savez(f"{directory}/{number}.npz", *leaves, leaf=bad.value.leaf, step=bad.value.step)

@@ -42,7 +42,7 @@ def train(checkpoints=None, on_report=None, steps=STEPS):
 
 def main(path, directory=None, every=STEPS, connection=None):
     """Train to the end, or as far as it is let, and save the result's leaves."""
-    checkpoints = None if directory is None else jaxrnn.Checkpoints(directory, every=every)
+    checkpoints = None if directory is None else jaxrnn.training.Checkpoints(directory, every=every)
     on_report = None if connection is None else lambda step, _: connection.send(step)
     result = train(checkpoints, on_report)
     np.savez(path, *jax.tree.leaves(result))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn._activations import by_value, sigmoid, tanh
+from jaxrnn._activations import saving_output, sigmoid, tanh
 from tests.tolerances import FLOAT64, x64
 
 PAIRS = [(sigmoid, jax.nn.sigmoid), (tanh, jnp.tanh)]
@@ -25,9 +25,9 @@ def test_values_and_derivatives(ours, jaxs):
         np.testing.assert_array_equal(ours(x), jaxs(x))
         for order in range(3):
             ours, jaxs = jax.grad(ours), jax.grad(jaxs)
-            got, wanted = (jax.vmap(function)(x) for function in (ours, jaxs))
+            got, expected = (jax.vmap(function)(x) for function in (ours, jaxs))
             # Where the slope is 3e-7 of the middle's, both lose that many digits of it.
-            np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-15 * 10**order)
+            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-15 * 10**order)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.complex64])
@@ -51,7 +51,7 @@ def test_a_cell_stores_little(cell, most):
     cell = cell(50)
     params, inputs = cell.init(jax.random.key(0), 3), jnp.ones((2, 3))
     state = cell.initial_state((2,))
-    parts = cell.structure
+    parts = cell.split_step
     projected = parts.project(params, inputs)
     recurrent = parts.recur(params, state)
     # For each unit an LSTM needs four gates, the tanh of its cell state, and this from before.
@@ -59,9 +59,9 @@ def test_a_cell_stores_little(cell, most):
 
 
 def test_other_activations_are_left_alone():
-    assert by_value(jnp.tanh) is tanh
-    assert by_value(jax.nn.sigmoid) is sigmoid
-    assert by_value(jax.nn.relu) is jax.nn.relu
+    assert saving_output(jnp.tanh) is tanh
+    assert saving_output(jax.nn.sigmoid) is sigmoid
+    assert saving_output(jax.nn.relu) is jax.nn.relu
 
 
 def test_an_elman_network_has_the_gradient_of_its_activation():
@@ -75,5 +75,5 @@ def test_an_elman_network_has_the_gradient_of_its_activation():
 
         for plain in (jnp.tanh, jax.nn.sigmoid):
             pairs = zip(gradient(plain), gradient(lambda x, f=plain: f(x)), strict=True)
-            for got, wanted in pairs:
-                np.testing.assert_allclose(got, wanted, **FLOAT64)
+            for got, expected in pairs:
+                np.testing.assert_allclose(got, expected, **FLOAT64)

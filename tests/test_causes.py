@@ -43,8 +43,8 @@ def numpy_problem(name):
 
 def test_spectral_radius(float64):
     matrices = np.random.default_rng(0).normal(size=(3, 5, 5))
-    wanted = [np.abs(np.linalg.eigvals(matrix)).max() for matrix in matrices]
-    np.testing.assert_allclose(spectral_radius(array(matrices)), wanted, **FLOAT64)
+    expected = [np.abs(np.linalg.eigvals(matrix)).max() for matrix in matrices]
+    np.testing.assert_allclose(spectral_radius(array(matrices)), expected, **FLOAT64)
     # Not its norm: this one's is 5, and its only eigenvalue 0.
     assert spectral_radius(array([[0.0, 5.0], [0.0, 0.0]])) == 0
 
@@ -52,17 +52,17 @@ def test_spectral_radius(float64):
 @pytest.mark.parametrize("size", [1e-30, 1e-15, 1e15, 1e30])
 def test_spectral_radius_of_matrices_of_any_size(size):
     matrix = np.random.default_rng(0).normal(size=(5, 5))
-    wanted = size * np.abs(np.linalg.eigvals(matrix)).max()
+    expected = size * np.abs(np.linalg.eigvals(matrix)).max()
     got = spectral_radius(array([size * matrix, 0 * matrix], np.float32))
-    np.testing.assert_allclose(got, [wanted, 0], rtol=FLOAT32["rtol"])
+    np.testing.assert_allclose(got, [expected, 0], rtol=FLOAT32["rtol"])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_kernels_in_sixteen_bits(dtype):
     kernel = jnp.diag(jnp.array([3.0, -5.0], dtype))
-    for got, wanted in ((spectral_radius(kernel), 5), (pascanu_bound(kernel, [0, 2]), [1, 25])):
+    for got, expected in ((spectral_radius(kernel), 5), (pascanu_bound(kernel, [0, 2]), [1, 25])):
         assert got.dtype == dtype
-        np.testing.assert_allclose(np.asarray(got, float), wanted, rtol=SIXTEEN_BITS[dtype])
+        np.testing.assert_allclose(np.asarray(got, float), expected, rtol=SIXTEEN_BITS[dtype])
 
 
 def test_pascanus_bound_is_the_power_of_the_norm(float64):
@@ -88,9 +88,9 @@ def test_pascanus_bound_holds_and_for_a_linear_start_is_reached(float64, name, g
 def test_saturation_of_an_elman_network(float64):
     cell, arguments, _, _, states = numpy_problem("elman")
     got = saturation(cell, *arguments, threshold=0.6)
-    wanted = [np.mean(1 - hidden**2 < 0.6, axis=-1) for (hidden,) in states[1:]]
-    np.testing.assert_allclose(got[..., 0], wanted, **FLOAT64)
-    assert 0.1 < np.mean(wanted) < 0.9
+    expected = [np.mean(1 - hidden**2 < 0.6, axis=-1) for (hidden,) in states[1:]]
+    np.testing.assert_allclose(got[..., 0], expected, **FLOAT64)
+    assert 0.1 < np.mean(expected) < 0.9
 
 
 def test_saturation_of_an_lstms_gates(float64):
@@ -108,8 +108,8 @@ def test_saturation_of_an_lstms_gates(float64):
         ]
         # What moves the cell state moves the hidden state by less.
         on_hidden = gates[3] * (1 - gates[3]) * np.tanh(new)
-        wanted = [np.mean(np.abs(part) < 0.1, axis=-1) for part in [*on_cell, on_hidden]]
-        np.testing.assert_allclose(got[t], np.stack(wanted, -1), **FLOAT64)
+        expected = [np.mean(np.abs(part) < 0.1, axis=-1) for part in [*on_cell, on_hidden]]
+        np.testing.assert_allclose(got[t], np.stack(expected, -1), **FLOAT64)
 
 
 def test_large_weights_saturate_every_unit():
@@ -143,9 +143,9 @@ def test_a_grus_forget_gate(float64):
 def test_a_bare_step_shows_what_the_cells_structure_does(float64, name):
     cell, arguments, *_ = numpy_problem(name)
     for measure in (gate_statistics, functools.partial(saturation, threshold=0.2)):
-        wanted = measure(cell, *arguments)
+        expected = measure(cell, *arguments)
         got = measure(jax.jit(cell.step), *arguments)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, expected)
 
 
 def test_a_gru_with_reset_before(float64):
@@ -181,7 +181,7 @@ def test_products_out_of_sight_or_none_at_all():
         return jax.lax.cond(inputs.sum() > 0, cell.step, cell.step, params, state, inputs)
 
     for measure in (saturation, gate_statistics):
-        with pytest.raises(ValueError, match="a matrix product of its state in a `cond`, wanted"):
+        with pytest.raises(ValueError, match="a matrix product of its state in a `cond`, expected"):
             measure(hidden, params, inputs, state)
 
     def leaky(params, state, inputs):
@@ -191,7 +191,7 @@ def test_products_out_of_sight_or_none_at_all():
     np.testing.assert_allclose(gate_statistics(leaky, (), inputs, ones).forget, 0.5)
     with pytest.raises(ValueError, match="a step without a matrix product of its state"):
         saturation(leaky, (), inputs, ones)
-    with pytest.raises(TypeError, match="state: got None, wanted a state"):
+    with pytest.raises(TypeError, match="state: got None, expected a state"):
         saturation(leaky, (), inputs)
 
 
@@ -208,9 +208,9 @@ def test_what_forgets_nothing_has_an_infinite_time_constant():
         return params * state, state
 
     inputs, state = jnp.ones((T, 2, 3)), jnp.ones((2, H))
-    for factor, wanted in ((1.0, np.inf), (0.5, 1 / np.log(2)), (0.0, 0)):
+    for factor, expected in ((1.0, np.inf), (0.5, 1 / np.log(2)), (0.0, 0)):
         got = gate_statistics(keep, jnp.float32(factor), inputs, state).time_constant
-        np.testing.assert_allclose(got, np.full((T, 2), wanted), **FLOAT32)
+        np.testing.assert_allclose(got, np.full((T, 2), expected), **FLOAT32)
 
 
 @pytest.mark.parametrize("measure", [saturation, gate_statistics])
@@ -225,9 +225,11 @@ def test_parts_of_different_shapes_are_refused(measure):
             jnp.zeros((*batch, H), dtype),
             jnp.zeros((*batch, H, H), dtype),
         ),
-        step=jaxrnn.Gated(lambda params, inputs: inputs, lambda params, state: state[0], activate),
+        step=jaxrnn.SplitStep(
+            lambda params, inputs: inputs, lambda params, state: state[0], activate
+        ),
     )
-    message = r"cell: got a state of .*float32\[2, 4\], .*\[2, 4, 4\]\), wanted parts of the same"
+    message = r"cell: got a state of .*float32\[2, 4\], .*\[2, 4, 4\]\), expected parts of the same"
     with pytest.raises(ValueError, match=message):
         measure(cell, (), jnp.ones((T, 2, H)))
 
@@ -236,14 +238,14 @@ def test_parts_of_different_shapes_are_refused(measure):
 def test_jit_and_vmap(measure):
     cell = jaxrnn.gru(H)
     params, inputs, state = problem(cell, batch=(2, 3))
-    wanted = measure(cell, params, inputs, state)
+    expected = measure(cell, params, inputs, state)
 
     def run(params, inputs, state):
         return measure(cell, params, inputs, state)
 
     mapped = jax.vmap(run, (None, 1, 0), 1)(params, inputs, state)
     for got in (jax.jit(run)(params, inputs, state), mapped):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), got, wanted)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), got, expected)
 
 
 # Bad input ---------------------------------------------------------------------------------------
@@ -258,7 +260,7 @@ def test_bad_sequences(measure):
     with pytest.raises(ValueError, match="inputs: got NaN or infinity"):
         measure(cell, params, inputs * np.nan, state)
     with pytest.raises(TypeError, match=r"state\.hidden: got int32"):
-        measure(cell, params, inputs, jaxrnn.GRUState(array(np.ones((2, H)), np.int32)))
+        measure(cell, params, inputs, jaxrnn.cells.GRUState(array(np.ones((2, H)), np.int32)))
     with pytest.raises(TypeError, match="params: got LSTMParams"):
         measure(cell, jaxrnn.lstm(H).init(jax.random.key(0), 3), inputs, state)
 
@@ -272,7 +274,7 @@ def test_bad_threshold():
 
 @pytest.mark.parametrize("measure", [spectral_radius, lambda kernel: pascanu_bound(kernel, [1])])
 def test_bad_kernels(measure):
-    with pytest.raises(ValueError, match=r"kernel: got float32\[3, 4\], wanted a square"):
+    with pytest.raises(ValueError, match=r"kernel: got float32\[3, 4\], expected a square"):
         measure(array(np.ones((3, 4)), np.float32))
     with pytest.raises(ValueError, match=r"kernel: got float32\[3\]"):
         measure(array(np.ones(3), np.float32))
@@ -291,7 +293,7 @@ def test_bad_kernels(measure):
         (
             {"recurrent_kernel": array(np.ones((2, 3, 3)), np.float32)},
             ValueError,
-            "recurrent_kernel: got .* wanted one matrix",
+            "recurrent_kernel: got .* expected one matrix",
         ),
     ],
 )

@@ -46,8 +46,8 @@ def test_equations_and_gradients_are_those_of_a_numpy_loop(row):
         arguments = problem(cell, dtype=jnp.float64)
         params, inputs, state = as_numpy(*arguments)
         got_state, got = jaxrnn.unroll(cell, *arguments)
-        wanted_state, wanted = numpy_unroll(row, params, inputs, state)
-        np.testing.assert_allclose(got, wanted, **FLOAT64)
+        wanted_state, expected = numpy_unroll(row, params, inputs, state)
+        np.testing.assert_allclose(got, expected, **FLOAT64)
         for ours, theirs in zip(got_state, wanted_state, strict=True):
             np.testing.assert_allclose(ours, theirs, **FLOAT64)
 
@@ -95,9 +95,11 @@ def test_shapes_and_dtypes(row, dtype):
         assert {leaf.dtype for leaf in leaves} == {jnp.dtype(dtype)}
         if dtype in SIXTEEN_BITS:
             wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params, inputs, state))
-            _, wanted = jaxrnn.unroll(cell, *wide)
-            tolerance = SIXTEEN_BITS[dtype] * np.abs(wanted).max()
-            np.testing.assert_allclose(outputs.astype(jnp.float32), wanted, rtol=0, atol=tolerance)
+            _, expected = jaxrnn.unroll(cell, *wide)
+            tolerance = SIXTEEN_BITS[dtype] * np.abs(expected).max()
+            np.testing.assert_allclose(
+                outputs.astype(jnp.float32), expected, rtol=0, atol=tolerance
+            )
 
 
 @pytest.mark.usefixtures("float64")
@@ -106,9 +108,9 @@ def test_jit_equals_eager_steps(row):
     cell = row.make(H)
     params, inputs, state = problem(cell)
     _, compiled = jax.jit(lambda *a: jaxrnn.unroll(cell, *a))(params, inputs, state)
-    for x, wanted in zip(inputs, compiled, strict=True):
+    for x, expected in zip(inputs, compiled, strict=True):
         state, output = cell.step(params, state, x)
-        np.testing.assert_allclose(output, wanted, **FLOAT64)
+        np.testing.assert_allclose(output, expected, **FLOAT64)
 
 
 @pytest.mark.usefixtures("float64")
@@ -186,7 +188,7 @@ def test_gru_has_the_biases_it_needs(use_bias, reset_after):
     assert (params.recurrent_bias is not None) == (use_bias and reset_after)
 
 
-CONSTRUCTORS = [getattr(jaxrnn, name) for name in cells.__all__ if name.islower()]
+CONSTRUCTORS = [getattr(cells, name) for name in cells.__all__ if name.islower()]
 
 
 @pytest.mark.parametrize("make", CONSTRUCTORS)
@@ -238,7 +240,7 @@ def test_bad_settings(make, setting, error, message):
         (
             lambda: untyped.lstm(4, forget_bias=1e5).init(jax.random.key(0), 2, dtype="float16"),
             ValueError,
-            "forget_bias: got 100000.0, wanted at most",
+            "forget_bias: got 100000.0, expected at most",
         ),
         (
             lambda: untyped.lstm(4, forget_bias=2.0, use_bias=False),
@@ -257,7 +259,7 @@ def test_bad_init(row):
     cell, key = row.make(H), jax.random.key(0)
     bad = [
         ((0, 3), {}, TypeError, "key: got int 0"),
-        ((jax.random.split(key), 3), {}, ValueError, "key: got .* wanted one key"),
+        ((jax.random.split(key), 3), {}, ValueError, "key: got .* expected one key"),
         ((jnp.zeros(2), 3), {}, TypeError, r"key: got float32\[2\]"),
         ((key, 0), {}, ValueError, "input_size: got 0"),
         ((key, 3.0), {}, TypeError, "input_size: got float 3.0"),
@@ -321,26 +323,26 @@ def cell_with(step, initial_state=zeros):
             lambda p, s, x: (s.astype(jnp.bfloat16), s),
             zeros,
             TypeError,
-            r"cell: mine's step: state: got bfloat16\[2\], wanted float32\[2\] as its initial",
+            r"cell: mine's step: state: got bfloat16\[2\], expected float32\[2\] as its initial",
         ),
         (
             lambda p, s, x: (s[0], s),
             zeros,
             ValueError,
-            r"cell: mine's step: state: got float32\[\], wanted float32\[2\] as its initial_state",
+            r"cell: mine's step: state: got float32\[\], expected float32\[2\] as its initial_state",
         ),
         (lambda p, s, x: ((s,), s), zeros, TypeError, "cell: mine's step: state: got tuple"),
         (
             lambda p, s, x: s,
             zeros,
             TypeError,
-            r"mine's step: got float32\[2\], wanted \(state, out",
+            r"mine's step: got float32\[2\], expected \(state, out",
         ),
         (
             lambda p, s, x: (s, s),
             lambda batch_shape, dtype: {"sum": jnp.zeros(3, dtype)},
             ValueError,
-            r"mine's initial_state\['sum'\]: got float32\[3\], wanted an array .* with \(2,\)",
+            r"mine's initial_state\['sum'\]: got float32\[3\], expected an array .* with \(2,\)",
         ),
     ],
 )
@@ -384,7 +386,7 @@ def test_a_counters_dtype_is_that_of_its_time():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_nothing_is_promoted_by_jaxs_rules(dtype):
-    cell = jaxrnn.layer_norm(jaxrnn.lstm(4))
+    cell = jaxrnn.wrappers.layer_norm(jaxrnn.lstm(4))
     with jax.numpy_dtype_promotion("strict"):
         params = cell.init(jax.random.key(0), 3, dtype=dtype)
         _, outputs = jaxrnn.unroll(cell, params, jnp.ones((2, 3), dtype))

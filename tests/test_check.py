@@ -27,11 +27,11 @@ GOOD = [
     (functools.partial(_check.size, least=2), 2, 2),
     (_check.integer, -5, -5),
     (_check.integer, np.uint16(7), 7),
-    (_check.real, 2, 2.0),
-    (_check.real, np.float16(0.5), 0.5),
-    (_check.real, np.int64(-3), -3.0),
-    (functools.partial(_check.real, low=0.0, high=1.0), 0, 0.0),
-    (functools.partial(_check.real, low=0.0, high=1.0), 1.0, 1.0),
+    (_check.number, 2, 2.0),
+    (_check.number, np.float16(0.5), 0.5),
+    (_check.number, np.int64(-3), -3.0),
+    (functools.partial(_check.number, low=0.0, high=1.0), 0, 0.0),
+    (functools.partial(_check.number, low=0.0, high=1.0), 1.0, 1.0),
     (_check.flag, True, True),
     (_check.flag, np.bool_(False), False),
     (_check.shape, (), ()),
@@ -39,19 +39,19 @@ GOOD = [
 ]
 
 
-@pytest.mark.parametrize(("check", "value", "wanted"), GOOD)
-def test_plain_values_come_back_as_pythons_own(check, value, wanted):
+@pytest.mark.parametrize(("check", "value", "expected"), GOOD)
+def test_plain_values_come_back_as_pythons_own(check, value, expected):
     got = check("name", value)
-    assert got == wanted
-    assert type(got) is type(wanted)
+    assert got == expected
+    assert type(got) is type(expected)
 
 
 @pytest.mark.parametrize(
     ("check", "value", "error", "message"),
     [
-        (_check.size, 0, ValueError, "got 0, wanted an integer of at least 1"),
+        (_check.size, 0, ValueError, "got 0, expected an integer of at least 1"),
         (_check.size, np.int64(-1), ValueError, "got -1"),
-        (_check.size, 2.0, TypeError, "got float 2.0, wanted an integer"),
+        (_check.size, 2.0, TypeError, "got float 2.0, expected an integer"),
         (functools.partial(_check.size, least=10), 9, ValueError, "got 9, .* at least 10"),
         (_check.integer, True, TypeError, "got bool True"),
         (_check.integer, np.bool_(True), TypeError, "got bool"),
@@ -61,52 +61,62 @@ def test_plain_values_come_back_as_pythons_own(check, value, wanted):
         (_check.integer, np.array(3), TypeError, r"got int64\[\]"),
         (_check.integer, jnp.ones(2, jnp.int32), TypeError, r"got int32\[2\]"),
         (_check.integer, (3, 1), TypeError, r"got tuple\(int 3, int 1\)"),
-        (_check.real, float("nan"), ValueError, "got nan, wanted a finite number"),
-        (_check.real, float("inf"), ValueError, "got inf"),
-        (_check.real, False, TypeError, "got bool False, wanted a number"),
-        (_check.real, np.bool_(True), TypeError, "got bool"),
-        (_check.real, "1.0", TypeError, "got str '1.0'"),
-        (_check.real, 1j, TypeError, "got complex"),
-        (_check.real, np.ones(1), TypeError, r"got float64\[1\]"),
-        (_check.real, jnp.float32(1.0), TypeError, r"got float32\[\]"),
+        (_check.number, float("nan"), ValueError, "got nan, expected a finite number"),
+        (_check.number, float("inf"), ValueError, "got inf"),
+        (_check.number, False, TypeError, "got bool False, expected a number"),
+        (_check.number, np.bool_(True), TypeError, "got bool"),
+        (_check.number, "1.0", TypeError, "got str '1.0'"),
+        (_check.number, 1j, TypeError, "got complex"),
+        (_check.number, np.ones(1), TypeError, r"got float64\[1\]"),
+        (_check.number, jnp.float32(1.0), TypeError, r"got float32\[\]"),
         (
-            functools.partial(_check.real, low=0.0),
+            functools.partial(_check.number, low=0.0),
             -1e-9,
             ValueError,
             "got -1e-09, .* from 0.0 to inf",
         ),
-        (functools.partial(_check.real, high=1.0), 1.5, ValueError, "got 1.5, .* from -inf to 1.0"),
-        (_check.flag, 1, TypeError, "got int 1, wanted True or False"),
+        (
+            functools.partial(_check.number, high=1.0),
+            1.5,
+            ValueError,
+            "got 1.5, .* from -inf to 1.0",
+        ),
+        (_check.flag, 1, TypeError, "got int 1, expected True or False"),
         (_check.flag, "no", TypeError, "got str 'no'"),
         (_check.flag, None, TypeError, "got NoneType None"),
         (_check.flag, np.array([True]), TypeError, r"got bool\[1\]"),
-        (_check.function, "tanh", TypeError, "got str 'tanh', wanted a function"),
+        (_check.function, "tanh", TypeError, "got str 'tanh', expected a function"),
         (_check.function, None, TypeError, "got NoneType"),
         (_check.function, np.ones(2), TypeError, r"got float64\[2\]"),
-        (_check.shape, 16, TypeError, r"got int 16, wanted a tuple of sizes"),
+        (_check.shape, 16, TypeError, r"got int 16, expected a tuple of sizes"),
         (_check.shape, np.array([3]), TypeError, r"got int64\[1\]"),
         (_check.shape, (2, -1), ValueError, r"got \(2, -1\)"),
         (_check.shape, (2.0,), TypeError, r"name\[0\]: got float 2.0"),
         (_check.shape, (1, True), TypeError, r"name\[1\]: got bool True"),
-        (_check.key, 0, TypeError, "got int 0, wanted a key"),
+        (_check.key, 0, TypeError, "got int 0, expected a key"),
         (_check.key, None, TypeError, "got NoneType"),
         (_check.key, jnp.zeros(2), TypeError, r"got float32\[2\]"),
-        (_check.key, np.zeros(3, np.uint32), ValueError, r"got .*, wanted one key"),
-        (_check.key, jax.random.split(jax.random.key(0), 1), ValueError, r"got .*, wanted one key"),
+        (_check.key, np.zeros(3, np.uint32), ValueError, r"got .*, expected one key"),
+        (
+            _check.key,
+            jax.random.split(jax.random.key(0), 1),
+            ValueError,
+            r"got .*, expected one key",
+        ),
         (
             _check.key,
             jax.random.split(jax.random.PRNGKey(0)),
             ValueError,
-            r"got .*, wanted one key",
+            r"got .*, expected one key",
         ),
-        (_check.float_dtype, jnp.int32, TypeError, "got int32, wanted a floating dtype"),
+        (_check.float_dtype, jnp.int32, TypeError, "got int32, expected a floating dtype"),
         (_check.float_dtype, "complex64", TypeError, "got complex64"),
         (_check.float_dtype, "single precision", TypeError, "got 'single precision'"),
         (_check.float_dtype, 32, TypeError, "got 32"),
         (_check.float_dtype, "float64", ValueError, "got float64, .*jax_enable_x64"),
         (_check.float_dtype, float, ValueError, "got float64"),
-        (_check.float_dtype, ">f4", TypeError, "got >f4, wanted a floating dtype of JAX"),
-        (_check.float_dtype, np.longdouble, TypeError, "got float128, wanted a floating dtype"),
+        (_check.float_dtype, ">f4", TypeError, "got >f4, expected a floating dtype of JAX"),
+        (_check.float_dtype, np.longdouble, TypeError, "got float128, expected a floating dtype"),
     ],
 )
 def test_wrong_plain_values(check, value, error, message):
@@ -148,10 +158,10 @@ def test_floating_dtypes():
     [
         ([1.0, 2.0], TypeError, r"xs: got list\(float 1.0, float 2.0\), .* array \(T, I\)"),
         (3.0, TypeError, "xs: got float 3.0"),
-        (np.ones((2, 2), np.int32), TypeError, r"xs: got int32\[2, 2\], wanted a floating dtype"),
+        (np.ones((2, 2), np.int32), TypeError, r"xs: got int32\[2, 2\], expected a floating dtype"),
         (np.ones((2, 2), bool), TypeError, r"xs: got bool\[2, 2\]"),
         (np.array(["a"]), TypeError, "xs: got <U1"),
-        (jnp.ones(2), ValueError, r"xs: got float32\[2\], wanted an array \(T, I\)"),
+        (jnp.ones(2), ValueError, r"xs: got float32\[2\], expected an array \(T, I\)"),
         (np.ones((2, 2)), ValueError, "xs: got float64, .*jax_enable_x64"),
     ],
 )
@@ -168,7 +178,7 @@ class Foreign(NamedTuple):
 
 
 @pytest.mark.parametrize(
-    ("check", "wanted"),
+    ("check", "expected"),
     [
         (functools.partial(_check.array, min_ndim=1, axes="(N)"), "a floating dtype of JAX"),
         (functools.partial(_check.integers, low=0, high=1), "an array of integers"),
@@ -176,8 +186,8 @@ class Foreign(NamedTuple):
         (_check.scalar, "a floating scalar"),
     ],
 )
-def test_arrays_of_other_libraries(check, wanted):
-    with pytest.raises(TypeError, match=rf"xs: \w+ torch.float32\[2\], wanted {wanted}"):
+def test_arrays_of_other_libraries(check, expected):
+    with pytest.raises(TypeError, match=rf"xs: \w+ torch.float32\[2\], expected {expected}"):
         check("xs", Foreign())
 
 
@@ -194,12 +204,12 @@ def test_good_arrays_come_back():
 def test_integers_are_compared_without_wrapping_around(make):
     small = make([0, 255], np.uint8)
     assert _check.integers("ids", small, low=0, high=299) is small
-    with pytest.raises(ValueError, match="ids: got integers from 0 to 255, wanted 0 to 9"):
+    with pytest.raises(ValueError, match="ids: got integers from 0 to 255, expected 0 to 9"):
         _check.integers("ids", small, low=0, high=9)
-    with pytest.raises(ValueError, match="ids: got integers from -3 to 1, wanted 0 to 9"):
+    with pytest.raises(ValueError, match="ids: got integers from -3 to 1, expected 0 to 9"):
         _check.integers("ids", make([1, -3], np.int8), low=0, high=9)
     for wrong in (make([1.0], np.float32), make([True])):
-        with pytest.raises(TypeError, match=r"ids: got \w+\[1\], wanted an array of integers"):
+        with pytest.raises(TypeError, match=r"ids: got \w+\[1\], expected an array of integers"):
             _check.integers("ids", wrong, low=0, high=9)
     with pytest.raises(TypeError, match="ids: got list"):
         _check.integers("ids", [1, 2], low=0, high=9)
@@ -219,7 +229,7 @@ def test_traced_integers_have_no_values_to_check():
 
 @pytest.mark.parametrize("value", [0.0, np.ones(1), jnp.ones((), jnp.int32), (jnp.ones(()), 1)])
 def test_not_a_scalar(value):
-    with pytest.raises(TypeError, match=r"loss: returned .*, wanted a floating scalar"):
+    with pytest.raises(TypeError, match=r"loss: returned .*, expected a floating scalar"):
         _check.scalar("loss", value)
 
 
@@ -228,45 +238,47 @@ def test_scalar():
 
 
 def test_entries():
-    _check.entries("params", (None, [1]), 2)
-    with pytest.raises(ValueError, match="params: got 3 entries, wanted 2"):
-        _check.entries("params", [1, 2, 3], 2)
+    _check.one_per_layer("params", (None, [1]), 2)
+    with pytest.raises(ValueError, match="params: got 3 entries, expected 2"):
+        _check.one_per_layer("params", [1, 2, 3], 2)
     for value in ({1: 2}, "ab", None, np.ones(2)):
-        with pytest.raises(TypeError, match=r"params: got .*, wanted a tuple of 2 entries"):
-            _check.entries("params", value, 2)
+        with pytest.raises(TypeError, match=r"params: got .*, expected a tuple of 2 entries"):
+            _check.one_per_layer("params", value, 2)
 
 
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [
-        (Pair(jnp.ones(2), None), TypeError, "state: got Pair.*, wanted Pair.* for this test"),
+        (Pair(jnp.ones(2), None), TypeError, "state: got Pair.*, expected Pair.* for this test"),
         ((jnp.ones(2), jnp.ones(3)), TypeError, "state: got tuple"),
-        (Pair(jnp.ones(2), 1.0), TypeError, "state.right: got float 1.0, wanted float32"),
+        (Pair(jnp.ones(2), 1.0), TypeError, "state.right: got float 1.0, expected float32"),
         (Pair(jnp.ones(2), jnp.ones((3, 1))), ValueError, r"state.right: got float32\[3, 1\]"),
         (
             Pair(jnp.ones(2, jnp.bfloat16), jnp.ones(3)),
             TypeError,
-            r"state.left: got bfloat16\[2\], wanted float32\[2\] for this test",
+            r"state.left: got bfloat16\[2\], expected float32\[2\] for this test",
         ),
     ],
 )
 def test_trees(value, error, message):
     want = Pair(float32(2), float32(3))
-    _check.tree("state", Pair(jnp.ones(2), np.ones(3, np.float32)), want, "for this test")
+    _check.same_spec("state", Pair(jnp.ones(2), np.ones(3, np.float32)), want, "for this test")
     with pytest.raises(error, match=message):
-        _check.tree("state", value, want, "for this test")
+        _check.same_spec("state", value, want, "for this test")
 
 
 @pytest.mark.parametrize("leaf", [1, True, "a", len, np.ones(2, int), jax.random.key(0)])
 def test_what_cannot_be_trained(leaf):
     _check.trainable("params", [1.0, 1j, None, np.ones(2, jnp.bfloat16), jnp.ones(2, complex)])
-    with pytest.raises(TypeError, match=r"params\['a'\]: got .*, wanted a floating or complex arr"):
+    with pytest.raises(
+        TypeError, match=r"params\['a'\]: got .*, expected a floating or complex arr"
+    ):
         _check.trainable("params", {"a": leaf})
 
 
 def test_64_bits_that_are_not_kept():
     good = np.array([2**31 - 1, -(2**31)]), np.uint64(2**32 - 1), np.zeros((0,), int), "a", 1.0
-    _check.kept("batch", good)
+    _check.no_narrowing("batch", good)
     for leaf, dtype in (
         (np.array([2**32 + 1]), "int32"),
         (np.uint64(2**32), "uint32"),
@@ -277,9 +289,9 @@ def test_64_bits_that_are_not_kept():
             rf"batch\[1\]: got {leaf.dtype}\[.*, whose values change as JAX turns it into {dtype}"
         )
         with pytest.raises(ValueError, match=message):
-            _check.kept("batch", (1, leaf))
+            _check.no_narrowing("batch", (1, leaf))
         with x64():
-            _check.kept("batch", (1, leaf))
+            _check.no_narrowing("batch", (1, leaf))
 
 
 @pytest.mark.parametrize(

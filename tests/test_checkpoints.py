@@ -38,17 +38,17 @@ def start(directory=None, **settings):
         **settings,
     }
     if directory is not None:
-        arguments["checkpoints"] = jaxrnn.Checkpoints(directory, every=2)
+        arguments["checkpoints"] = jaxrnn.training.Checkpoints(directory, every=2)
     return jaxrnn.fit(**arguments)
 
 
 def equal(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    for got, wanted in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert got.dtype == wanted.dtype
+    for got, expected in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert got.dtype == expected.dtype
         if jnp.issubdtype(got.dtype, jax.dtypes.prng_key):
-            got, wanted = jax.random.key_data(got), jax.random.key_data(wanted)
-        np.testing.assert_array_equal(got, wanted)
+            got, expected = jax.random.key_data(got), jax.random.key_data(expected)
+        np.testing.assert_array_equal(got, expected)
 
 
 def begun(step, result):
@@ -117,7 +117,9 @@ def test_everything_is_kept_whatever_its_kind(tmp_path):
 
 
 def test_as_many_are_kept_as_asked_for(tmp_path, undisturbed):
-    settings = {"checkpoints": jaxrnn.Checkpoints(tmp_path / "new" / "folder", every=1, keep=3)}
+    settings = {
+        "checkpoints": jaxrnn.training.Checkpoints(tmp_path / "new" / "folder", every=1, keep=3)
+    }
     equal(start(**settings), undisturbed)
     assert folders(tmp_path / "new" / "folder") == [
         "step_00000006",
@@ -128,7 +130,7 @@ def test_as_many_are_kept_as_asked_for(tmp_path, undisturbed):
 
 def test_after_a_bad_step_training_can_go_on_otherwise(tmp_path):
     data = jnp.array([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0], [np.inf, 0.0]])
-    with pytest.raises(jaxrnn.NonFiniteError, match="stopped at step 3"):
+    with pytest.raises(jaxrnn.training.NonFiniteError, match="stopped at step 3"):
         start(tmp_path, batches=data)
     assert folders(tmp_path) == ["step_00000002"]
     result = start(tmp_path, batches=data.at[3].set(0.0))
@@ -152,13 +154,13 @@ def damage(path, how):
 
 
 def snapshot(step):
-    state = jaxrnn.init_train_state({"kernel": jnp.full(3, float(step))}, optax.adam(0.1))
-    history = jaxrnn.Metrics(*[np.arange(step, dtype=np.float32)] * 2)
+    state = jaxrnn.training.init_train_state({"kernel": jnp.full(3, float(step))}, optax.adam(0.1))
+    history = jaxrnn.training.Metrics(*[np.arange(step, dtype=np.float32)] * 2)
     return _checkpoints.Snapshot(KEY, None, state._replace(step=jnp.array(step)), history)
 
 
 def test_damage_to_any_file_is_found_and_the_one_before_is_taken(tmp_path):
-    checkpoints = jaxrnn.Checkpoints(tmp_path)
+    checkpoints = jaxrnn.training.Checkpoints(tmp_path)
     _checkpoints.save(checkpoints, snapshot(1))
     _checkpoints.save(checkpoints, snapshot(2))
     newest = tmp_path / "step_00000002"
@@ -195,10 +197,10 @@ def test_training_goes_on_from_the_newest_whole_checkpoint(tmp_path, undisturbed
 
 def test_what_lies_further_on_than_the_run_is_removed(tmp_path):
     for step in (4, 6):
-        _checkpoints.save(jaxrnn.Checkpoints(tmp_path, keep=2), snapshot(step))
+        _checkpoints.save(jaxrnn.training.Checkpoints(tmp_path, keep=2), snapshot(step))
     for name in ("2026", "step_size"):
         (tmp_path / name).mkdir()
-    _checkpoints.save(jaxrnn.Checkpoints(tmp_path, keep=1), snapshot(5))
+    _checkpoints.save(jaxrnn.training.Checkpoints(tmp_path, keep=1), snapshot(5))
     assert folders(tmp_path) == ["2026", "step_00000005", "step_size"]
 
 
@@ -208,7 +210,7 @@ def test_checkpoints_of_other_programs_are_passed_over_and_stay(tmp_path):
     foreign.mkdir(parents=True)
     (foreign / "manifest.ocdbt").write_bytes(b"theirs")
     (tmp_path / "step_00000007").write_bytes(b"theirs too")
-    checkpoints = jaxrnn.Checkpoints(tmp_path, keep=1)
+    checkpoints = jaxrnn.training.Checkpoints(tmp_path, keep=1)
     _checkpoints.save(checkpoints, snapshot(1))
     with pytest.warns(UserWarning, match="step_00000009 is passed over: it is not of jaxrnn"):
         equal(_checkpoints.restore(checkpoints, snapshot(0)), snapshot(1))
@@ -223,7 +225,7 @@ def test_checkpoints_of_other_programs_are_passed_over_and_stay(tmp_path):
 @pytest.mark.parametrize("name", ["leaves_of_plants", "leaves.txt", "SHA256SUMS.asc"])
 def test_what_is_called_nearly_as_ours_stays(tmp_path, name):
     (tmp_path / "step_00000004" / name).mkdir(parents=True)
-    _checkpoints.save(jaxrnn.Checkpoints(tmp_path, keep=1), snapshot(1))
+    _checkpoints.save(jaxrnn.training.Checkpoints(tmp_path, keep=1), snapshot(1))
     assert (tmp_path / "step_00000004" / name).exists()
 
 
@@ -251,11 +253,11 @@ def test_what_stands_in_the_way_is_told_before_training(tmp_path, name):
 
 
 def test_a_link_to_a_checkpoint_elsewhere_stays_and_so_does_that(tmp_path):
-    _checkpoints.save(jaxrnn.Checkpoints(tmp_path / "archive"), snapshot(1))
+    _checkpoints.save(jaxrnn.training.Checkpoints(tmp_path / "archive"), snapshot(1))
     archived, link = tmp_path / "archive" / "step_00000001", tmp_path / "run" / "step_00000001"
     link.parent.mkdir()
     link.symlink_to(archived)
-    checkpoints = jaxrnn.Checkpoints(tmp_path / "run", keep=1)
+    checkpoints = jaxrnn.training.Checkpoints(tmp_path / "run", keep=1)
     equal(_checkpoints.restore(checkpoints, snapshot(0)), snapshot(1))
     _checkpoints.save(checkpoints, snapshot(2))
     assert folders(tmp_path / "run") == ["step_00000001", "step_00000002"]
@@ -304,7 +306,7 @@ def test_what_cannot_be_removed_does_not_end_training(tmp_path, monkeypatch, und
 
 
 def test_what_cannot_be_read_is_passed_over(tmp_path, monkeypatch):
-    checkpoints = jaxrnn.Checkpoints(tmp_path)
+    checkpoints = jaxrnn.training.Checkpoints(tmp_path)
     for step in (1, 2):
         _checkpoints.save(checkpoints, snapshot(step))
     digests = _checkpoints._digests
@@ -357,8 +359,8 @@ def test_a_run_killed_twenty_times_is_the_run_that_never_was(tmp_path):
         assert process.exitcode == 0
     leaves = [list(np.load(path).values()) for path in paths]
     assert leaves[0][-1].shape == (survivor.STEPS,)
-    for wanted, got in zip(*leaves, strict=True):
-        np.testing.assert_array_equal(got, wanted)
+    for expected, got in zip(*leaves, strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 # Checkpoints of other runs, and other bad input -------------------------------------------------
@@ -376,37 +378,37 @@ def other(tmp_path_factory):
     [
         (
             {"params": {"kernel": jnp.ones(1)}},
-            r"params['kernel']: got float32[1], wanted float32[2] as in the checkpoint ",
+            r"params['kernel']: got float32[1], expected float32[2] as in the checkpoint ",
         ),
         (
             {"params": {"kernel": jnp.ones(2, jnp.float16)}},
-            "params['kernel']: got float16[2], wanted float32[2] as in the checkpoint ",
+            "params['kernel']: got float16[2], expected float32[2] as in the checkpoint ",
         ),
         (
             {"params": {"bias": jnp.ones(2), "kernel": jnp.ones(2)}},
-            "params['bias']: got float32[2], wanted nothing as in the checkpoint ",
+            "params['bias']: got float32[2], expected nothing as in the checkpoint ",
         ),
         (
             {"params": {"bias": jnp.ones(2)}, "loss": lambda params, batch, key: params["bias"][0]},
-            "params['bias']: got float32[2], wanted nothing",
+            "params['bias']: got float32[2], expected nothing",
         ),
         (
             {"optimizer": optax.sgd(0.1)},
-            "optimizer_state[0].trace['kernel']: got nothing, wanted float32[2]",
+            "optimizer_state[0].trace['kernel']: got nothing, expected float32[2]",
         ),
         (
             {
                 "carry": jnp.zeros(3),
                 "loss": lambda params, carry, batch, key: (square(params, batch, key), carry),
             },
-            "carry: got float32[3], wanted nothing",
+            "carry: got float32[3], expected nothing",
         ),
-        ({"key": jax.random.key(1)}, "key: got [0 1], wanted [0 0] as in the checkpoint "),
-        ({"key": jax.random.key(0, impl="rbg")}, "key: got key<rbg>[], wanted key<fry>[]"),
-        ({"key": jax.random.PRNGKey(0)}, "key: got uint32[2], wanted key<fry>[]"),
-        ({"batches": jax.random.normal}, "batches: got nothing, wanted int32[]"),
-        ({"batches": jnp.ones((4, 2))}, "batches: got 4, wanted 3 as in the checkpoint "),
-        ({"steps": 5}, "steps: got 5, wanted 6 or more, as in the newest checkpoint"),
+        ({"key": jax.random.key(1)}, "key: got [0 1], expected [0 0] as in the checkpoint "),
+        ({"key": jax.random.key(0, impl="rbg")}, "key: got key<rbg>[], expected key<fry>[]"),
+        ({"key": jax.random.PRNGKey(0)}, "key: got uint32[2], expected key<fry>[]"),
+        ({"batches": jax.random.normal}, "batches: got nothing, expected int32[]"),
+        ({"batches": jnp.ones((4, 2))}, "batches: got 4, expected 3 as in the checkpoint "),
+        ({"steps": 5}, "steps: got 5, expected 6 or more, as in the newest checkpoint"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(other, change, message):
@@ -425,7 +427,7 @@ def test_checkpoints_without_orbax(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"directory": 3}, TypeError, "directory: got int 3, wanted a path"),
+        ({"directory": 3}, TypeError, "directory: got int 3, expected a path"),
         *[
             ({"directory": f"a/b{c}/c"}, ValueError, "directory: got .*without any")
             for c in "[*?\\"
@@ -438,16 +440,18 @@ def test_checkpoints_without_orbax(tmp_path, monkeypatch):
 )
 def test_bad_input_of_checkpoints(arguments, error, message):
     with pytest.raises(error, match=message):
-        jaxrnn.Checkpoints(**{"directory": "runs", **arguments})
+        jaxrnn.training.Checkpoints(**{"directory": "runs", **arguments})
 
 
 @pytest.mark.parametrize("directory", ["file", "file/below"])
 def test_a_directory_that_cannot_be_written_to_is_told_before_training(tmp_path, directory):
     (tmp_path / "file").write_text("not a directory")
-    with pytest.raises(OSError, match=f"checkpoints: got the directory .*{directory}, wanted one"):
+    with pytest.raises(
+        OSError, match=f"checkpoints: got the directory .*{directory}, expected one"
+    ):
         start(tmp_path / directory, report_every=1, on_report=begun)
 
 
 def test_a_path_alone_is_no_setting_of_fit():
-    with pytest.raises(TypeError, match="checkpoints: got str 'runs', wanted jaxrnn"):
+    with pytest.raises(TypeError, match="checkpoints: got str 'runs', expected jaxrnn"):
         start(checkpoints="runs")

@@ -62,9 +62,9 @@ def start(sharding, batches=None, *, size=4, **settings):
     return jaxrnn.fit(loss, jnp.ones(3), optax.sgd(0.1, momentum=0.9), batches, **arguments)
 
 
-def close(got, wanted):
-    np.testing.assert_allclose(got.losses, wanted.losses, rtol=0, atol=SAME_LOSS)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, **FLOAT32), got, wanted)
+def close(got, expected):
+    np.testing.assert_allclose(got.losses, expected.losses, rtol=0, atol=SAME_LOSS)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, **FLOAT32), got, expected)
 
 
 def by_leaf(**others):
@@ -112,14 +112,15 @@ def test_a_mesh_with_explicit_axes_will_do():
 @needs_devices
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
-    checkpoints = jaxrnn.Checkpoints(tmp_path, every=2)
+    checkpoints = jaxrnn.training.Checkpoints(tmp_path, every=2)
     start(by_leaf(), steps=4, checkpoints=checkpoints)
     close(start(None, checkpoints=checkpoints), start(None))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("batches", "engine"), [("adding", None), ("arrays()", None), ("adding", "jaxrnn.sharded()")]
+    ("batches", "engine"),
+    [("adding", None), ("arrays()", None), ("adding", "jaxrnn.engines.sharded()")],
 )
 def test_eight_devices_are_one(batches, engine):
     code = f"""
@@ -164,16 +165,16 @@ def test_two_processes_are_one(tmp_path):
             process.kill()
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output
-    wanted = parallel.train()
-    with pytest.raises(jaxrnn.NonFiniteError) as caught:
+    expected = parallel.train()
+    with pytest.raises(jaxrnn.training.NonFiniteError) as caught:
         parallel.train(parallel.bad_arrays())
     for number in range(2):
         saved = dict(np.load(tmp_path / f"{number}.npz"))
         leaf, step = str(saved.pop("leaf")), int(saved.pop("step"))
         *leaves, losses, norms = saved.values()
-        np.testing.assert_allclose(losses, wanted.losses, rtol=0, atol=SAME_LOSS)
-        np.testing.assert_allclose(norms, wanted.gradient_norms, **FLOAT32)
-        for got, want in zip(leaves, jax.tree.leaves(wanted[:3]), strict=True):
+        np.testing.assert_allclose(losses, expected.losses, rtol=0, atol=SAME_LOSS)
+        np.testing.assert_allclose(norms, expected.gradient_norms, **FLOAT32)
+        for got, want in zip(leaves, jax.tree.leaves(expected[:3]), strict=True):
             np.testing.assert_allclose(got, want, **FLOAT32)
         assert (leaf, step) == (caught.value.leaf, caught.value.step)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
@@ -193,13 +194,13 @@ def test_two_processes_are_one(tmp_path):
         (
             lambda: by_leaf(inputs=on_two("batch")),
             ValueError,
-            "batches['inputs']: got a batch float32[3, 4], wanted a multiple of 2 on axis 0, which "
+            "batches['inputs']: got a batch float32[3, 4], expected a multiple of 2 on axis 0, which "
             "sharding divides over 2 devices",
         ),
         (
             lambda: on_two(None, "batch"),
             ValueError,
-            "sharding['targets']: got the axes (None, 'batch'), wanted at most 1 for a "
+            "sharding['targets']: got the axes (None, 'batch'), expected at most 1 for a "
             "batch float32[4]",
         ),
         (
@@ -210,7 +211,7 @@ def test_two_processes_are_one(tmp_path):
         (
             lambda: by_leaf(targets=NamedSharding(mesh(name="other"), PartitionSpec("other"))),
             ValueError,
-            "sharding: got several meshes, wanted one",
+            "sharding: got several meshes, expected one",
         ),
         (
             lambda: PartitionSpec(None, "batch"),

@@ -76,8 +76,8 @@ def test_state_gradients_are_those_of_a_disturbed_numpy_loop(row):
     params, inputs, state = random_problem(cell)
     with x64():
         got = run(cell, params, inputs, state)
-    wanted = numpy_state_gradients(step, params, inputs, tuple(state), (T, 2, H))
-    np.testing.assert_allclose(got, wanted, **FLOAT64)
+    expected = numpy_state_gradients(step, params, inputs, tuple(state), (T, 2, H))
+    np.testing.assert_allclose(got, expected, **FLOAT64)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +103,11 @@ def test_state_gradients_agree_with_finite_differences(row):
         return loss(np.stack(outputs))
 
     size = 1e-6  # the central difference's error is size**2 and rounding / size
-    wanted = np.zeros((T, 2, H))
+    expected = np.zeros((T, 2, H))
     for place in np.ndindex(T, 2, H):
-        wanted[place] = (value(place, size) - value(place, -size)) / (2 * size)
+        expected[place] = (value(place, size) - value(place, -size)) / (2 * size)
     with x64():
-        np.testing.assert_allclose(run(cell, params, inputs, state), wanted, rtol=1e-7, atol=1e-8)
+        np.testing.assert_allclose(run(cell, params, inputs, state), expected, rtol=1e-7, atol=1e-8)
 
 
 def test_a_linear_cells_gradients_are_powers_of_its_kernel():
@@ -117,8 +117,8 @@ def test_a_linear_cells_gradients_are_powers_of_its_kernel():
     with x64():
         got = run(cell, params, inputs, loss=lambda outputs: outputs[-1] @ weights)
     kernel = params.recurrent_kernel
-    wanted = [np.linalg.matrix_power(kernel, 8 - t) @ weights for t in range(9)]
-    np.testing.assert_allclose(got, wanted, **FLOAT64)
+    expected = [np.linalg.matrix_power(kernel, 8 - t) @ weights for t in range(9)]
+    np.testing.assert_allclose(got, expected, **FLOAT64)
 
 
 def test_no_gradient_comes_from_before_its_cause():
@@ -136,9 +136,9 @@ def test_zeros_are_the_state_where_none_is_given():
     cell = jaxrnn.lstm(H)
     params, inputs, _ = random_problem(cell)
     with x64():
-        zeros = jaxrnn.LSTMState(jnp.zeros((2, H)), jnp.zeros((2, H)))
-        wanted = run(cell, params, inputs, zeros)
-        np.testing.assert_array_equal(run(cell, params, inputs), wanted)
+        zeros = jaxrnn.cells.LSTMState(jnp.zeros((2, H)), jnp.zeros((2, H)))
+        expected = run(cell, params, inputs, zeros)
+        np.testing.assert_array_equal(run(cell, params, inputs), expected)
 
 
 # Other parts of the state, and stacks -------------------------------------------------------------
@@ -169,11 +169,11 @@ def test_every_part_of_an_lstms_state_is_disturbed_by_itself(name):
         return numpy_lstm_disturbed(params, state, x, disturbance, 0)
 
     for got, step in [(together.hidden, on_hidden), (together.cell, on_cell), (alone, on_cell)]:
-        wanted = numpy_state_gradients(step, params, inputs, tuple(state), (T, 2, H))
-        np.testing.assert_allclose(got, wanted, **FLOAT64)
+        expected = numpy_state_gradients(step, params, inputs, tuple(state), (T, 2, H))
+        np.testing.assert_allclose(got, expected, **FLOAT64)
     # The check sees a step too early or late, and time reversed.
     for planted in (np.roll(alone, 1, axis=0), np.roll(alone, -1, axis=0), alone[::-1]):
-        assert np.abs(planted - wanted).max() > 0.01
+        assert np.abs(planted - expected).max() > 0.01
 
 
 def test_a_single_arrays_whole_is_its_hidden_state():
@@ -211,11 +211,11 @@ def test_a_stacks_gradients_are_those_of_a_disturbed_numpy_loop():
         got = run(STACK, *arguments)
         norms = jax.jit(functools.partial(gradient_norms, loss, STACK))(*arguments)
         units = gradient_norms(loss, STACK, *arguments, by_unit=True)
-    wanted = complex_step_gradient(disturbed_loss, np.zeros((T, 2, 2, H)))
+    expected = complex_step_gradient(disturbed_loss, np.zeros((T, 2, 2, H)))
     assert len(got) == 2
     for layer in range(2):
-        np.testing.assert_allclose(got[layer], wanted[:, layer], **FLOAT64)
-        by_unit = np.linalg.norm(wanted[:, layer], axis=1)
+        np.testing.assert_allclose(got[layer], expected[:, layer], **FLOAT64)
+        by_unit = np.linalg.norm(expected[:, layer], axis=1)
         np.testing.assert_allclose(units[layer], by_unit, **FLOAT64)
         np.testing.assert_allclose(norms[:, layer], np.linalg.norm(by_unit, axis=1), **FLOAT64)
 
@@ -223,7 +223,7 @@ def test_a_stacks_gradients_are_those_of_a_disturbed_numpy_loop():
 @pytest.mark.slow
 def test_a_stack_within_layers_is_its_cells_one_by_one():
     model = jaxrnn.serial(
-        jaxrnn.residual(jaxrnn.rnn(jaxrnn.lstm(I))),
+        jaxrnn.layers.residual(jaxrnn.rnn(jaxrnn.lstm(I))),
         jaxrnn.bidirectional(jaxrnn.gru(H), return_sequences=False),
     )
     params = random_like(jax.eval_shape(lambda: model.init(jax.random.key(0), I)), seed=1)
@@ -242,15 +242,15 @@ def test_a_stack_within_layers_is_its_cells_one_by_one():
             first = jaxrnn.unroll(gru, forwards, middle)[1][-1]
             return both(first, jaxrnn.unroll(gru, backwards, middle, reverse=True)[1][0])
 
-        wanted = run(lstm, of_lstm, inputs, part=None, loss=above_lstm)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), states[0], wanted)
+        expected = run(lstm, of_lstm, inputs, part=None, loss=above_lstm)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), states[0], expected)
         middle = inputs + jaxrnn.unroll(lstm, of_lstm, inputs)[1]
         first = jaxrnn.unroll(gru, forwards, middle)[1][-1]
         last = jaxrnn.unroll(gru, backwards, middle[::-1])[1][-1]
-        wanted = run(gru, forwards, middle, loss=lambda outputs: both(outputs[-1], last))
-        np.testing.assert_allclose(states[1].hidden, wanted, **FLOAT64)
-        wanted = run(gru, backwards, middle[::-1], loss=lambda outputs: both(first, outputs[-1]))
-        np.testing.assert_allclose(states[2].hidden, wanted[::-1], **FLOAT64)
+        expected = run(gru, forwards, middle, loss=lambda outputs: both(outputs[-1], last))
+        np.testing.assert_allclose(states[1].hidden, expected, **FLOAT64)
+        expected = run(gru, backwards, middle[::-1], loss=lambda outputs: both(first, outputs[-1]))
+        np.testing.assert_allclose(states[2].hidden, expected[::-1], **FLOAT64)
 
 
 @pytest.mark.slow
@@ -262,8 +262,8 @@ def test_norms_of_the_whole_state_and_by_unit():
     norms = gradient_norms(loss, cell, *arguments, part=None)
     np.testing.assert_allclose(norms, np.sqrt(squares.sum((1, 2, 3))), **FLOAT32)
     units = gradient_norms(loss, cell, *arguments, part="cell", by_unit=True)
-    wanted = np.linalg.norm(np.asarray(gradients.cell, float), axis=(1, 2))
-    np.testing.assert_allclose(units, wanted, **FLOAT32)
+    expected = np.linalg.norm(np.asarray(gradients.cell, float), axis=(1, 2))
+    np.testing.assert_allclose(units, expected, **FLOAT32)
 
 
 # Cells of one's own -------------------------------------------------------------------------------
@@ -286,11 +286,11 @@ def read(params, hidden):
 
 def step(params, state, x):
     hidden = jnp.tanh(x @ params["kernel"] + state.hidden @ params["recurrent_kernel"])
-    return jaxrnn.ElmanState(hidden), read(params, hidden)
+    return jaxrnn.cells.ElmanState(hidden), read(params, hidden)
 
 
 def step_of_a_bare_array(params, state, x):
-    state, output = step(params, jaxrnn.ElmanState(state), x)
+    state, output = step(params, jaxrnn.cells.ElmanState(state), x)
     return state.hidden, output
 
 
@@ -310,9 +310,9 @@ def step_jitted_in_itself(params, state, x):
 
 def step_with_a_loop(params, state, x):
     hidden = lax.fori_loop(
-        0, 2, lambda _, h: step(params, jaxrnn.ElmanState(h), x)[0].hidden, state.hidden
+        0, 2, lambda _, h: step(params, jaxrnn.cells.ElmanState(h), x)[0].hidden, state.hidden
     )
-    return jaxrnn.ElmanState(hidden), read(params, hidden)
+    return jaxrnn.cells.ElmanState(hidden), read(params, hidden)
 
 
 def step_that_keeps(params, state, x):
@@ -336,7 +336,7 @@ def numpy_step_that_keeps(params, state, x, disturbance):
 
 
 def initial_hidden(batch_shape, dtype):
-    return jaxrnn.ElmanState(jnp.full((*batch_shape, H), 0.5, dtype))
+    return jaxrnn.cells.ElmanState(jnp.full((*batch_shape, H), 0.5, dtype))
 
 
 def initial_bare(batch_shape, dtype):
@@ -384,8 +384,8 @@ def test_any_cells_state_gradients(own):
         state = cell.initial_state((2,), dtype="float64")
         got = run(cell, params, inputs)
         numpy_state = tuple(np.asarray(leaf) for leaf in jax.tree.leaves(state))
-    wanted = numpy_state_gradients(own.numpy_step, params, inputs, numpy_state, (T, 2, H))
-    np.testing.assert_allclose(got, wanted, **FLOAT64)
+    expected = numpy_state_gradients(own.numpy_step, params, inputs, numpy_state, (T, 2, H))
+    np.testing.assert_allclose(got, expected, **FLOAT64)
 
 
 def test_a_bare_steps_gradients_are_its_cells():
@@ -432,7 +432,7 @@ def test_batch_dimensions(gru):
     cell, square, (params, inputs, state), together = gru
     assert together.shape == (T, 2, 3, H)
     for index in [(0, 0), (1, 2)]:
-        one = jaxrnn.GRUState(state.hidden[index])
+        one = jaxrnn.cells.GRUState(state.hidden[index])
         got = run(cell, params, inputs[:, *index], one, loss=square)
         np.testing.assert_allclose(got, together[:, *index], **FLOAT32)
 
@@ -452,20 +452,20 @@ def test_eager_is_jit(gru):
 def test_gradient_norms(gru):
     cell, square, arguments, gradients = gru
     got = jax.jit(functools.partial(gradient_norms, square, cell))(*arguments)
-    wanted = [np.linalg.norm(step.astype(float).ravel()) for step in gradients]
-    np.testing.assert_allclose(got, wanted, **FLOAT32)
+    expected = [np.linalg.norm(step.astype(float).ravel()) for step in gradients]
+    np.testing.assert_allclose(got, expected, **FLOAT32)
 
 
 @pytest.mark.parametrize(("factor", "by_unit"), [(0.5, True), (2.0, False)])
 def test_norms_as_small_and_as_large_as_the_dtype_holds(factor, by_unit):
     cell = jaxrnn.elman(2, activation=jax.nn.identity, use_bias=False)
-    params = jaxrnn.ElmanParams(jnp.ones((1, 2)), factor * jnp.eye(2), None)
+    params = jaxrnn.cells.ElmanParams(jnp.ones((1, 2)), factor * jnp.eye(2), None)
     norms = gradient_norms(
         lambda outputs: outputs[-1].sum(), cell, params, jnp.zeros((120, 1)), by_unit=by_unit
     )
-    wanted = factor ** np.arange(120.0)[::-1]
-    wanted = np.stack([wanted, wanted], -1) if by_unit else np.sqrt(2) * wanted
-    np.testing.assert_allclose(norms, wanted, rtol=FLOAT32["rtol"])
+    expected = factor ** np.arange(120.0)[::-1]
+    expected = np.stack([expected, expected], -1) if by_unit else np.sqrt(2) * expected
+    np.testing.assert_allclose(norms, expected, rtol=FLOAT32["rtol"])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "complex64"])
@@ -474,8 +474,8 @@ def test_a_norm_of_many_numbers_is_numpys(dtype, size):
     numbers = jnp.full((3, 100_000), size, dtype).at[1].set(0)
     got = norm(numbers, [1])
     assert got.dtype == numbers.real.dtype
-    wanted = np.linalg.norm(np.asarray(numbers, complex), axis=1).astype(got.dtype)
-    np.testing.assert_allclose(got, wanted, rtol=1e-3 if dtype == "float16" else 1e-6)
+    expected = np.linalg.norm(np.asarray(numbers, complex), axis=1).astype(got.dtype)
+    np.testing.assert_allclose(got, expected, rtol=1e-3 if dtype == "float16" else 1e-6)
 
 
 def test_a_norms_derivatives_and_what_is_not_finite():
@@ -503,17 +503,17 @@ def test_short_sequences(gru, length):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"loss": "mean"}, TypeError, "loss: got str 'mean', wanted a function"),
+        ({"loss": "mean"}, TypeError, "loss: got str 'mean', expected a function"),
         (
             {"loss": lambda outputs: outputs},
             TypeError,
-            r"loss: returned float32\[5, 2, 3\], wanted",
+            r"loss: returned float32\[5, 2, 3\], expected",
         ),
         ({"loss": lambda outputs: (outputs.sum(), 0)}, TypeError, r"loss: returned tuple\(float32"),
         ({"loss": lambda outputs: 1}, TypeError, "loss: returned int 1"),
         ({"loss": lambda outputs: outputs.argmax()}, TypeError, r"loss: returned int32\[\]"),
-        ({"cell": "gru"}, TypeError, "cell: got str 'gru', wanted a jaxrnn.Cell"),
-        ({"cell": jaxrnn.lstm(H)}, TypeError, "params: got GRUParams.*wanted LSTMParams"),
+        ({"cell": "gru"}, TypeError, "cell: got str 'gru', expected a jaxrnn.Cell"),
+        ({"cell": jaxrnn.lstm(H)}, TypeError, "params: got GRUParams.*expected LSTMParams"),
         ({"params": None}, TypeError, "params: got NoneType"),
         ({"inputs": np.ones((2,), np.float32)}, ValueError, r"inputs: got float32\[2\]"),
         ({"inputs": np.ones((5, 2, 2), int)}, TypeError, "inputs: got int64"),
@@ -524,12 +524,16 @@ def test_short_sequences(gru, length):
         (
             {"cell": jaxrnn.dense(2)},
             ValueError,
-            r"cell: got dense\(2\), wanted a layer that unrolls",
+            r"cell: got dense\(2\), expected a layer that unrolls",
         ),
-        ({"cell": lambda *_: _, "state": None}, TypeError, "state: got None, wanted a state"),
-        ({"part": "cell"}, ValueError, "cell: got gru, .* wanted a state with a field named cell"),
-        ({"part": "index"}, ValueError, "wanted a state with a field named index"),
-        ({"part": 0}, TypeError, "part: got int 0, wanted a field's name or None"),
+        ({"cell": lambda *_: _, "state": None}, TypeError, "state: got None, expected a state"),
+        (
+            {"part": "cell"},
+            ValueError,
+            "cell: got gru, .* expected a state with a field named cell",
+        ),
+        ({"part": "index"}, ValueError, "expected a state with a field named index"),
+        ({"part": 0}, TypeError, "part: got int 0, expected a field's name or None"),
     ],
 )
 def test_bad_input(measure, change, error, message):
@@ -567,15 +571,20 @@ def test_within_shard_map_each_device_has_its_own_gradients():
         in_specs=(jax.sharding.PartitionSpec(), batch),
         out_specs=batch,
     )
-    got, wanted = jax.jit(mapped)(params, inputs), gradients(params, inputs)
-    np.testing.assert_allclose(got, wanted, **FLOAT32)
+    got, expected = jax.jit(mapped)(params, inputs), gradients(params, inputs)
+    np.testing.assert_allclose(got, expected, **FLOAT32)
 
 
 @pytest.mark.parametrize(
     ("wrong", "state", "error", "message"),
     [
         (lambda p, h, x: None, np.zeros((2, 3), "float32"), TypeError, "cell: the step: got NoneT"),
-        (lambda p, h, x: (h, h, h), np.zeros((2, 3), "float32"), TypeError, r"wanted \(state, out"),
+        (
+            lambda p, h, x: (h, h, h),
+            np.zeros((2, 3), "float32"),
+            TypeError,
+            r"expected \(state, out",
+        ),
         (
             lambda p, h, x: (h[:1], h),
             np.zeros((2, 3), "float32"),
@@ -583,8 +592,8 @@ def test_within_shard_map_each_device_has_its_own_gradients():
             "step's new state: g",
         ),
         (lambda p, h, x: (h > 0, h), np.zeros((2, 3), "float32"), TypeError, "step's new state: g"),
-        (lambda p, h, x: (h, x), (), TypeError, r"state: got tuple\(\), wanted at least one"),
-        (lambda p, h, x: (h, h), 0.0, TypeError, "state: got float 0.0, wanted "),
+        (lambda p, h, x: (h, x), (), TypeError, r"state: got tuple\(\), expected at least one"),
+        (lambda p, h, x: (h, h), 0.0, TypeError, "state: got float 0.0, expected "),
         (lambda p, h, x: (h, h), np.zeros((2, 3)), (TypeError, ValueError), "state: got float64"),
     ],
 )
@@ -624,7 +633,7 @@ def test_a_layer_that_masks_its_steps_is_refused():
 
 def test_a_part_that_is_not_floating_is_refused():
     cell = own_cell(step_that_keeps, initial_kept)
-    with pytest.raises(TypeError, match=r"state: got int32\[2\], wanted a floating"):
+    with pytest.raises(TypeError, match=r"state: got int32\[2\], expected a floating"):
         state_gradients(loss, cell, *random_problem_specs(), part="count")
 
 

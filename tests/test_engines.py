@@ -14,7 +14,7 @@ import jaxrnn
 from jaxrnn._jaxpr import inner_jaxpr
 from jaxrnn.engines import _hoisted
 from jaxrnn.engines._chunks import nearby_divisor
-from jaxrnn.engines._gated import anatomy
+from jaxrnn.engines._gated import analyse_step
 from tests.cells import CELLS, innermost
 from tests.engines import ENGINES, ON_A_CPU
 from tests.problems import drawn, problem
@@ -24,7 +24,7 @@ T, H = 5, 3
 
 
 def peephole(hidden_size):
-    """A gated cell with all that one may have.
+    """A split-step cell with all that one may have.
 
     Its `activate` has weights of its own, its product sees of the state what the inputs let
     through, and its output is not its state.
@@ -45,7 +45,7 @@ def peephole(hidden_size):
         state = gate * state + (1 - gate) * jnp.tanh(candidate)
         return state, {"scaled": params["scale"] * state, "gate": gate}
 
-    gates = jaxrnn.Gated(
+    gates = jaxrnn.SplitStep(
         project=lambda params, inputs: inputs @ params["kernel"],
         recur=lambda params, state: state @ params["recurrent_kernel"],
         activate=activate,
@@ -90,13 +90,13 @@ def run(cell, engine, options, arguments):
 
 def compare(cell, engine, derivative, *arguments, **options):
     """Compare a derivative of `run` on the engine with the same on the reference."""
-    got, wanted = (
+    got, expected = (
         jax.jit(functools.partial(derivative, functools.partial(run, cell, each, options)))(
             *arguments
         )
-        for each in (engine, jaxrnn.scan())
+        for each in (engine, jaxrnn.engines.scan())
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, expected)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ LARGE = 40  # of which the tests' batch of 3 no longer counts as small
 @pytest.mark.parametrize(
     ("engine", "options"),
     [
-        pytest.param(jaxrnn.hoisted(2, keep="states"), {}, marks=pytest.mark.slow),
-        (jaxrnn.hoisted(2, keep="products"), {"reverse": True, "return_states": True}),
+        pytest.param(jaxrnn.engines.hoisted(2, keep="states"), {}, marks=pytest.mark.slow),
+        (jaxrnn.engines.hoisted(2, keep="products"), {"reverse": True, "return_states": True}),
     ],
     ids=["states", "products"],
 )
@@ -137,7 +137,9 @@ def test_large_steps(cell, engine, options):
         compare(cell, engine, lambda f, a: jax.value_and_grad(f)(a), arguments, **options)
 
 
-@pytest.mark.parametrize("engine", [jaxrnn.hoisted(2), jaxrnn.checkpointed(2)], ids=str)
+@pytest.mark.parametrize(
+    "engine", [jaxrnn.engines.hoisted(2), jaxrnn.engines.checkpointed(2)], ids=str
+)
 def test_axes_of_length_one(engine):
     with x64():
         arguments = problem(jaxrnn.gru(1), length=T, batch=(1, 2, 1), features=1, dtype=jnp.float64)
@@ -149,7 +151,7 @@ def test_a_single_sequence_is_not_copied():
     inputs = jax.ShapeDtypeStruct((steps, 1, 3), jnp.float32)
     states = steps * sum(leaf.size * 4 for leaf in jax.tree.leaves(cell.state_spec((1,))))
     # The states and half as much again for a chunk; a copy of the states would be as much as they.
-    assert memory(cell, inputs, jaxrnn.hoisted(30)) < 1.5 * states
+    assert memory(cell, inputs, jaxrnn.engines.hoisted(30)) < 1.5 * states
 
 
 def two_parts(mix):
@@ -167,7 +169,7 @@ def two_parts(mix):
     def init(key, input_size, dtype):
         return jnp.ones((input_size + H, 2 * H), dtype)
 
-    gates = jaxrnn.Gated(
+    gates = jaxrnn.SplitStep(
         project=lambda params, inputs: jnp.split(inputs @ params[:-H], 2, axis=-1),
         recur=lambda params, state: jnp.split(state[0] @ params[-H:], 2, axis=-1),
         activate=activate,
@@ -188,20 +190,20 @@ def two_parts(mix):
 def test_small_steps(cell):
     with x64():
         arguments = problem(cell, length=T, dtype=jnp.float64)
-        compare(cell, jaxrnn.hoisted(2), lambda f, a: jax.value_and_grad(f)(a), arguments)
+        compare(cell, jaxrnn.engines.hoisted(2), lambda f, a: jax.value_and_grad(f)(a), arguments)
 
 
 @pytest.mark.parametrize(
-    ("cell", "wanted"),
+    ("cell", "expected"),
     [
         (jaxrnn.lstm(H), True),
         (jaxrnn.gru(H), True),
-        (jaxrnn.zoneout(jaxrnn.lstm(H), 0.5), True),
+        (jaxrnn.wrappers.zoneout(jaxrnn.lstm(H), 0.5), True),
         (two_parts(lambda x: x), True),
         (jaxrnn.lstm(LARGE), False),
         (jaxrnn.elman(H), False),  # its one product is a single array anyway
-        (jaxrnn.peephole_lstm(H), False),  # its `activate` has weights
-        (jaxrnn.layer_norm(jaxrnn.lstm(H)), False),
+        (jaxrnn.cells.peephole_lstm(H), False),  # its `activate` has weights
+        (jaxrnn.wrappers.layer_norm(jaxrnn.lstm(H)), False),
         (two_parts(lambda x: jnp.flip(x, axis=-1)), False),
         (two_parts(lambda x: jnp.cumsum(x, axis=0)), False),
         (two_parts(lambda x: x.astype(jnp.bfloat16)), True),
@@ -210,10 +212,10 @@ def test_small_steps(cell):
     ],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_which_steps_are_small_and_pointwise(cell, wanted):
+def test_which_steps_are_small_and_pointwise(cell, expected):
     arguments = cell.params_spec(3), cell.state_spec((3,)), jax.ShapeDtypeStruct((5, 3, 3), "f4")
-    parts = anatomy(cell.structure, *arguments)
-    assert (parts.small and parts.pointwise) == wanted
+    parts = analyse_step(cell.split_step, *arguments)
+    assert (parts.small and parts.pointwise) == expected
 
 
 @pytest.mark.parametrize(
@@ -240,14 +242,14 @@ def loop_back(cell, batch):
     params, inputs, _ = problem(cell, batch=(batch,))
 
     def loss(params):
-        return jaxrnn.unroll(cell, params, inputs, engine=jaxrnn.hoisted(unroll=1))[1].sum()
+        return jaxrnn.unroll(cell, params, inputs, engine=jaxrnn.engines.hoisted(unroll=1))[1].sum()
 
     jaxpr = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
     return [equation for equation in equations(jaxpr) if equation.primitive.name == "scan"][-1]
 
 
 def own_gates(**parts):
-    """A small gated cell with some of its parts given."""
+    """A small split-step cell with some of its parts given."""
     gates = {
         "project": lambda params, inputs: inputs @ params,
         "recur": lambda params, state: state * params[0],
@@ -258,7 +260,7 @@ def own_gates(**parts):
     return jaxrnn.Cell(
         lambda key, input_size, dtype: jax.random.normal(key, (input_size, H), dtype),
         lambda batch, dtype: jnp.zeros((*batch, H), dtype),
-        jaxrnn.Gated(**{**gates, **parts}),
+        jaxrnn.SplitStep(**{**gates, **parts}),
     )
 
 
@@ -273,7 +275,7 @@ def own_gates(**parts):
 )
 def test_cells_that_close_over_a_traced_value(part, around):
     def gradient(engine, gain):
-        plain = getattr(own_gates().structure, part)
+        plain = getattr(own_gates().split_step, part)
 
         def scaled(*arguments):
             return jax.tree.map(lambda leaf: gain * leaf, plain(*arguments))
@@ -288,10 +290,11 @@ def test_cells_that_close_over_a_traced_value(part, around):
 
     at = jnp.array([0.5, 0.6]) if around is jax.vmap else 0.5
     with x64():
-        got, wanted = (
-            around(functools.partial(gradient, engine))(at) for engine in (None, jaxrnn.scan())
+        got, expected = (
+            around(functools.partial(gradient, engine))(at)
+            for engine in (None, jaxrnn.engines.scan())
         )
-        np.testing.assert_allclose(got, wanted, **FLOAT64)
+        np.testing.assert_allclose(got, expected, **FLOAT64)
 
 
 def test_cells_that_sum_over_a_named_axis():
@@ -308,8 +311,8 @@ def test_cells_that_sum_over_a_named_axis():
 
             return jnp.square(jax.vmap(outputs, 1, axis_name="batch")(inputs)).sum()
 
-        got, wanted = (jax.grad(loss)(params, engine) for engine in (None, jaxrnn.scan()))
-        np.testing.assert_allclose(got, wanted, **FLOAT64)
+        got, expected = (jax.grad(loss)(params, engine) for engine in (None, jaxrnn.engines.scan()))
+        np.testing.assert_allclose(got, expected, **FLOAT64)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +326,7 @@ def test_parts_that_do_not_act_on_any_leading_axes(part, function):
     cell = own_gates(**{part: function})
     params, inputs, _ = problem(cell, batch=(), length=H)
     with pytest.raises(ValueError, match=rf"engine: got a cell whose `{part}` .*scan\(\) runs"):
-        jaxrnn.unroll(cell, params, inputs, engine=jaxrnn.hoisted())
+        jaxrnn.unroll(cell, params, inputs, engine=jaxrnn.engines.hoisted())
 
 
 @pytest.mark.parametrize(
@@ -361,16 +364,16 @@ def test_second_derivatives_where_xla_may_stack_wrongly():
         return {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}
 
     def initial_state(batch, dtype):
-        return jaxrnn.LSTMState(*jnp.zeros((2, *batch, 5), dtype))
+        return jaxrnn.cells.LSTMState(*jnp.zeros((2, *batch, 5), dtype))
 
     def activate(params, state, projected, recurrent):
         f, g, o = (p + r for p, r in zip(projected, recurrent, strict=True))
         keep = jax.nn.sigmoid(f)
         memory = keep * state.cell + (1 - keep) * jnp.tanh(g)
         hidden = jax.nn.sigmoid(o) * jnp.tanh(memory)
-        return jaxrnn.LSTMState(hidden, memory), hidden
+        return jaxrnn.cells.LSTMState(hidden, memory), hidden
 
-    step = jaxrnn.Gated(
+    step = jaxrnn.SplitStep(
         lambda params, inputs: jnp.split(inputs @ params["kernel"], 3, -1),
         lambda params, state: jnp.split(state.hidden @ params["recurrent_kernel"], 3, -1),
         activate,
@@ -381,7 +384,7 @@ def test_second_derivatives_where_xla_may_stack_wrongly():
     def second(f, a, t):
         return jax.jit(jax.grad(lambda a: flat(jax.grad(f)(a)) @ flat(t)))(a)
 
-    compare(cell, jaxrnn.hoisted(), second, arguments, drawn(arguments, 7))
+    compare(cell, jaxrnn.engines.hoisted(), second, arguments, drawn(arguments, 7))
 
 
 @pytest.mark.usefixtures("float64")
@@ -408,8 +411,8 @@ def test_within_shard_map(cell, engine):
         values, pullback = jax.vjp(function, params, inputs)
         return flat((values, pullback(jax.tree.map(jnp.cos, values))))
 
-    got, wanted = (jax.jit(functools.partial(everything, each))() for each in (mapped, outputs))
-    np.testing.assert_allclose(got, wanted, **FLOAT64)
+    got, expected = (jax.jit(functools.partial(everything, each))() for each in (mapped, outputs))
+    np.testing.assert_allclose(got, expected, **FLOAT64)
 
 
 def test_a_random_key_in_the_state_within_jit():
@@ -485,7 +488,7 @@ def test_members_run_one_by_one_where_the_caches_hold_too_few(one_by_one, reques
 
     def gradient(params, inputs):
         def loss(params):
-            return jaxrnn.unroll(cell, params, inputs, engine=jaxrnn.hoisted())[1].sum()
+            return jaxrnn.unroll(cell, params, inputs, engine=jaxrnn.engines.hoisted())[1].sum()
 
         return jax.grad(loss)(params)
 
@@ -505,7 +508,7 @@ def test_members_run_one_by_one_where_the_caches_hold_too_few(one_by_one, reques
 @pytest.mark.parametrize("engine", [row.engine for row in ENGINES], ids=str)
 def test_no_tracer_leaks(engine):
     # One whose steps back are taken by pullbacks too.
-    cells = jaxrnn.lstm(H), jaxrnn.peephole_lstm(H)
+    cells = jaxrnn.lstm(H), jaxrnn.cells.peephole_lstm(H)
     problems = [problem(cell, batch=(2,), length=T) for cell in cells]
     params = [params for params, _, _ in problems]
 
@@ -522,31 +525,31 @@ def test_no_tracer_leaks(engine):
 
 def test_the_choice_gives_its_reason():
     inputs = jax.ShapeDtypeStruct((T, 2, 3), jnp.float32)
-    choice = jaxrnn.choose_engine(jaxrnn.lstm(H), inputs)
-    assert choice.engine == jaxrnn.hoisted()
-    assert choice.reason.startswith("lstm shows a gated structure")
-    choice = jaxrnn.choose_engine(jaxrnn.gru(H, reset_after=False), inputs)
-    assert choice.engine == jaxrnn.scan(8 if jax.default_backend() == "gpu" else 1)
+    choice = jaxrnn.engines.choose_engine(jaxrnn.lstm(H), inputs)
+    assert choice.engine == jaxrnn.engines.hoisted()
+    assert choice.reason.startswith("lstm shows a split step")
+    choice = jaxrnn.engines.choose_engine(jaxrnn.gru(H, reset_after=False), inputs)
+    assert choice.engine == jaxrnn.engines.scan(8 if jax.default_backend() == "gpu" else 1)
     assert choice.reason.startswith("gru_reset_before shows no structure")
 
 
 def test_the_choice_keeps_no_more_states_than_fit():
     cell = jaxrnn.lstm(64)
     few, many = (jax.ShapeDtypeStruct((T, 1, 8), jnp.float32) for T in (10**6, 10**7))
-    assert jaxrnn.choose_engine(cell, few).engine == jaxrnn.hoisted()
-    choice = jaxrnn.choose_engine(cell, many)
-    assert choice.engine == jaxrnn.checkpointed()
+    assert jaxrnn.engines.choose_engine(cell, few).engine == jaxrnn.engines.hoisted()
+    choice = jaxrnn.engines.choose_engine(cell, many)
+    assert choice.engine == jaxrnn.engines.checkpointed()
     assert "10000000 steps would take 4.8 GiB" in choice.reason
     with pytest.raises(TypeError, match="cell: got str"):
-        jaxrnn.choose_engine("lstm", few)  # pyright: ignore[reportArgumentType]
+        jaxrnn.engines.choose_engine("lstm", few)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="inputs: got tuple"):
-        jaxrnn.choose_engine(cell, (10, 1, 8))  # pyright: ignore[reportArgumentType]
+        jaxrnn.engines.choose_engine(cell, (10, 1, 8))  # pyright: ignore[reportArgumentType]
 
 
-CHUNKS = [jaxrnn.hoisted(2), jaxrnn.checkpointed(), jaxrnn.checkpointed(2)]
+CHUNKS = [jaxrnn.engines.hoisted(2), jaxrnn.engines.checkpointed(), jaxrnn.engines.checkpointed(2)]
 
 
-@pytest.mark.parametrize("engine", [jaxrnn.scan(), jaxrnn.hoisted(), *CHUNKS])
+@pytest.mark.parametrize("engine", [jaxrnn.engines.scan(), jaxrnn.engines.hoisted(), *CHUNKS])
 def test_an_empty_sequence(engine):
     cell = jaxrnn.lstm(H)
     params, inputs, state = problem(cell)
@@ -559,12 +562,14 @@ def test_an_empty_sequence(engine):
     assert (flat(d_state) == 1).all()
 
 
-@pytest.mark.parametrize("cell", [jaxrnn.lstm(H), jaxrnn.peephole_lstm(H)], ids=repr)
+@pytest.mark.parametrize("cell", [jaxrnn.lstm(H), jaxrnn.cells.peephole_lstm(H)], ids=repr)
 def test_an_empty_batch(cell):
     params, inputs, state = problem(cell, batch=(0,))
 
     def loss(params):
-        return flat(jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.hoisted(2))).sum()
+        return flat(
+            jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.engines.hoisted(2))
+        ).sum()
 
     assert (flat(jax.grad(loss)(params)) == 0).all()
 
@@ -580,10 +585,10 @@ def test_integers_in_state_and_output_are_carried():
             jnp.zeros((), jnp.int32),
             jnp.zeros((*batch, 1), dtype),
         ),
-        step=jaxrnn.Gated(lambda params, inputs: inputs, lambda params, state: (), step),
+        step=jaxrnn.SplitStep(lambda params, inputs: inputs, lambda params, state: (), step),
     )
     inputs = jnp.ones((4, 1))
-    for engine in (jaxrnn.scan(), jaxrnn.hoisted()):
+    for engine in (jaxrnn.engines.scan(), jaxrnn.engines.hoisted()):
 
         def loss(params, engine=engine):
             (count, _), (totals, counts) = jaxrnn.unroll(cell, params, inputs, engine=engine)
@@ -596,22 +601,24 @@ def test_integers_in_state_and_output_are_carried():
 
 
 @pytest.mark.parametrize(
-    "engine", [jaxrnn.hoisted(), jaxrnn.checkpointed(engine=jaxrnn.hoisted())], ids=str
+    "engine",
+    [jaxrnn.engines.hoisted(), jaxrnn.engines.checkpointed(engine=jaxrnn.engines.hoisted())],
+    ids=str,
 )
 def test_hoisted_needs_a_gated_cell(engine):
     cell = jaxrnn.gru(H, reset_after=False)
     params, inputs, state = problem(cell)
-    message = r"hoisted\(\) for gru_reset_before.*wanted.*scan\(\) or checkpointed\(\)"
+    message = r"hoisted\(\) for gru_reset_before.*expected.*scan\(\) or checkpointed\(\)"
     with pytest.raises(ValueError, match=message):
         jaxrnn.unroll(cell, params, inputs, state, engine=engine)
 
 
-@pytest.mark.parametrize("make", [jaxrnn.hoisted, jaxrnn.checkpointed])
+@pytest.mark.parametrize("make", [jaxrnn.engines.hoisted, jaxrnn.engines.checkpointed])
 def test_bad_chunks(make):
     cell = jaxrnn.gru(H)
     params, inputs, state = problem(cell, length=T)
     jaxrnn.unroll(cell, params, inputs, state, engine=make(T))
-    with pytest.raises(ValueError, match=r"chunk: got 6 for inputs of 5 steps, wanted.*scan\(\)"):
+    with pytest.raises(ValueError, match=r"chunk: got 6 for inputs of 5 steps, expected.*scan\(\)"):
         jaxrnn.unroll(cell, params, inputs, state, engine=make(T + 1))
     for chunk, error in [(0, ValueError), (-2, ValueError), (2.0, TypeError), (True, TypeError)]:
         with pytest.raises(error, match="chunk: got"):
@@ -620,7 +627,7 @@ def test_bad_chunks(make):
 
 @ON_A_CPU
 @pytest.mark.parametrize(
-    ("cell", "shape", "wanted"),
+    ("cell", "shape", "expected"),
     [
         (jaxrnn.elman(8), (6, 2, 8), "states"),
         (jaxrnn.gru(16), (6, 2, 8), "states"),
@@ -631,11 +638,11 @@ def test_bad_chunks(make):
     ],
     ids=["elman", "gru", "large lstm", "many sequences", "one sequence"],
 )
-def test_hoisted_keeps_what_is_less_work(cell, shape, wanted):
+def test_hoisted_keeps_what_is_less_work(cell, shape, expected):
     spec = jax.ShapeDtypeStruct(shape, jnp.float32)
-    sizes = {keep: memory(cell, spec, jaxrnn.hoisted(2, keep=keep)) for keep in KEEP}
+    sizes = {keep: memory(cell, spec, jaxrnn.engines.hoisted(2, keep=keep)) for keep in KEEP}
     chosen = sizes.pop(None)
-    assert [keep for keep, size in sizes.items() if size == chosen] == [wanted]
+    assert [keep for keep, size in sizes.items() if size == chosen] == [expected]
 
 
 KEEP = (None, "states", "products")
@@ -658,16 +665,16 @@ def memory(cell, inputs, engine):
     [
         (jaxrnn.elman(H), 1),
         (jaxrnn.lstm(H), 4),
-        (jaxrnn.peephole_lstm(H), 4),
+        (jaxrnn.cells.peephole_lstm(H), 4),
         (jaxrnn.gru(H), 4),  # the reset gate acts between the candidate's products
-        (jaxrnn.zoneout(jaxrnn.lstm(H), 0.5), 4),
-        (jaxrnn.layer_norm(jaxrnn.elman(H)), 2),  # each of the two is normalised
+        (jaxrnn.wrappers.zoneout(jaxrnn.lstm(H), 0.5), 4),
+        (jaxrnn.wrappers.layer_norm(jaxrnn.elman(H)), 2),  # each of the two is normalised
     ],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_products_that_are_only_added_are_kept_as_their_sum(cell, arrays):
     arguments = cell.params_spec(3), cell.state_spec((2,)), jax.ShapeDtypeStruct((5, 2, 3), "f4")
-    parts = anatomy(cell.structure, *arguments)
+    parts = analyse_step(cell.split_step, *arguments)
     kept = jax.eval_shape(parts.sums.add, parts.projected, parts.recurrent)
     assert len(jax.tree.leaves(kept)) == arrays
 
@@ -677,10 +684,10 @@ def test_what_is_used_twice_is_kept_for_itself():
         hidden = jnp.tanh(projected + recurrent) * jax.nn.sigmoid(projected)
         return hidden, hidden
 
-    step = jaxrnn.Gated(lambda params, x: x, lambda params, state: params * state, activate)
+    step = jaxrnn.SplitStep(lambda params, x: x, lambda params, state: params * state, activate)
     spec = jax.ShapeDtypeStruct((3,), "f4")
     inputs = jax.ShapeDtypeStruct((5, 3), "f4")
-    assert anatomy(step, jax.ShapeDtypeStruct((), "f4"), spec, inputs).sums.pairs == {}
+    assert analyse_step(step, jax.ShapeDtypeStruct((), "f4"), spec, inputs).sums.pairs == {}
 
 
 @pytest.mark.parametrize("cell", [jaxrnn.lstm(H), jaxrnn.gru(LARGE)], ids=repr)
@@ -689,13 +696,13 @@ def test_programs_for_a_gpu(cell, monkeypatch):
     steps = 27  # as in no other test, whose programs would be found again
     with x64():
         arguments = problem(cell, length=steps, dtype=jnp.float64)
-        compare(cell, jaxrnn.hoisted(), lambda f, a: jax.value_and_grad(f)(a), arguments)
+        compare(cell, jaxrnn.engines.hoisted(), lambda f, a: jax.value_and_grad(f)(a), arguments)
 
     params, inputs, _ = problem(cell, length=steps)
 
     def lowered(**options):
         def loss(params):
-            engine = jaxrnn.hoisted(**options)
+            engine = jaxrnn.engines.hoisted(**options)
             return jaxrnn.unroll(cell, params, inputs, engine=engine)[1].sum()
 
         return jax.jit(jax.grad(loss)).lower(params).as_text()
@@ -704,8 +711,8 @@ def test_programs_for_a_gpu(cell, monkeypatch):
     assert default == lowered(keep="states", unroll=9)  # the divisor of 27 nearest to 8
     assert default != lowered(keep="products", unroll=9)
     assert default != lowered(keep="states", unroll=8)
-    choice = jaxrnn.choose_engine(jaxrnn.gru(H, reset_after=False), inputs)
-    assert choice.engine == jaxrnn.scan(8)
+    choice = jaxrnn.engines.choose_engine(jaxrnn.gru(H, reset_after=False), inputs)
+    assert choice.engine == jaxrnn.engines.scan(8)
     assert choice.reason.endswith(
         "; on a gpu a step's time goes to starting kernels, so loops hold 8 steps"
     )
@@ -722,7 +729,7 @@ def test_a_gpu_keeps_states_where_a_cpu_keeps_products(backend, steps, kept, mon
 
     def lowered(keep):
         def loss(params, inputs):
-            engine = jaxrnn.hoisted(unroll=1, keep=keep)
+            engine = jaxrnn.engines.hoisted(unroll=1, keep=keep)
             return jaxrnn.unroll(cell, params, inputs, engine=engine)[1].sum()
 
         return jax.jit(jax.grad(loss)).lower(*arguments).as_text()
@@ -735,15 +742,17 @@ def test_a_gpu_keeps_states_where_a_cpu_keeps_products(backend, steps, kept, mon
 def test_bad_unroll():
     for unroll, error in [(0, ValueError), (2.0, TypeError)]:
         with pytest.raises(error, match="unroll: got"):
-            jaxrnn.hoisted(unroll=unroll)
+            jaxrnn.engines.hoisted(unroll=unroll)
 
 
 def test_bad_keep():
-    with pytest.raises(ValueError, match=r"keep: got 'all', wanted one of \('states', 'products'"):
-        jaxrnn.hoisted(keep=cast(Any, "all"))
+    with pytest.raises(
+        ValueError, match=r"keep: got 'all', expected one of \('states', 'products'"
+    ):
+        jaxrnn.engines.hoisted(keep=cast(Any, "all"))
 
 
-@pytest.mark.parametrize("make", [jaxrnn.checkpointed, jaxrnn.sharded])
+@pytest.mark.parametrize("make", [jaxrnn.engines.checkpointed, jaxrnn.engines.sharded])
 def test_bad_inner_engine(make):
     with pytest.raises(TypeError, match="engine: got str 'scan'"):
         make(engine="scan")
@@ -754,16 +763,16 @@ def test_bad_devices():
     params, inputs, state = problem(cell, length=T, batch=(3,))
     for devices, error in [(0, ValueError), (1.0, TypeError)]:
         with pytest.raises(error, match="devices: got"):
-            jaxrnn.sharded(devices)
-    with pytest.raises(ValueError, match=r"devices: got 9999, wanted at most the \d+"):
-        jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.sharded(9999))
+            jaxrnn.engines.sharded(devices)
+    with pytest.raises(ValueError, match=r"devices: got 9999, expected at most the \d+"):
+        jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.engines.sharded(9999))
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")
     with pytest.raises(ValueError, match=r"inputs: got .* \(3,\), .*that 2 devices divide"):
-        jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.sharded(2))
+        jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.engines.sharded(2))
     params, inputs, state = problem(cell, length=T, batch=())
-    with pytest.raises(ValueError, match=r"inputs: got .* \(\), wanted \(batch"):
-        jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.sharded(2))
+    with pytest.raises(ValueError, match=r"inputs: got .* \(\), expected \(batch"):
+        jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.engines.sharded(2))
 
 
 @pytest.mark.skipif(len(jax.devices()) < 2, reason="needs two devices")
@@ -783,7 +792,7 @@ def test_training_on_a_divided_batch_is_training():
         )
 
     with x64():
-        one, two = train(None), train(jaxrnn.sharded(2))
+        one, two = train(None), train(jaxrnn.engines.sharded(2))
         np.testing.assert_allclose(two.losses, one.losses, **FLOAT64)
         np.testing.assert_allclose(flat(two.params), flat(one.params), **FLOAT64)
 
@@ -804,16 +813,16 @@ def test_checkpointed_keeps_little():
         return memory.temp_size_in_bytes
 
     states = 400 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    assert memory(jaxrnn.hoisted(20)) > states
-    assert memory(jaxrnn.checkpointed(20)) < states
+    assert memory(jaxrnn.engines.hoisted(20)) > states
+    assert memory(jaxrnn.engines.checkpointed(20)) < states
 
 
 @pytest.mark.parametrize(
-    ("length", "target", "wanted"),
+    ("length", "target", "expected"),
     [(100, 10, 10), (100, 9, 10), (99, 10, 11), (97, 10, 10), (5, 10, 5), (0, 10, 1), (12, 5, 6)],
 )
-def test_chunks_are_equal_where_they_can_be(length, target, wanted):
-    assert nearby_divisor(length, target) == wanted
+def test_chunks_are_equal_where_they_can_be(length, target, expected):
+    assert nearby_divisor(length, target) == expected
 
 
 def equations(jaxpr):
@@ -832,7 +841,10 @@ def equations(jaxpr):
     [
         jaxrnn.lstm(H),
         pytest.param(
-            jaxrnn.zoneout(jaxrnn.recurrent_dropout(jaxrnn.layer_norm(jaxrnn.lstm(H)), 0.2), 0.1),
+            jaxrnn.wrappers.zoneout(
+                jaxrnn.wrappers.recurrent_dropout(jaxrnn.wrappers.layer_norm(jaxrnn.lstm(H)), 0.2),
+                0.1,
+            ),
             marks=pytest.mark.slow,
         ),
     ],
@@ -855,6 +867,6 @@ def test_hoisted_leaves_no_weight_gradient_in_the_loop(cell):
         products = [e for loop in loops for e in loop.eqns if e.primitive.name == "dot_general"]
         return sum(product.outvars[0].aval.size in weights for product in products)
 
-    assert weight_gradients_in_loops(jaxrnn.scan()) >= 2
-    assert weight_gradients_in_loops(jaxrnn.hoisted()) == 0
+    assert weight_gradients_in_loops(jaxrnn.engines.scan()) >= 2
+    assert weight_gradients_in_loops(jaxrnn.engines.hoisted()) == 0
     assert weight_gradients_in_loops(None) == 0  # the default

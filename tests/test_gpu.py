@@ -15,12 +15,18 @@ T, B, I, H = 24, 3, 5, 8
 def test_loops_are_unrolled():
     cell = jaxrnn.lstm(H)
     params, inputs, _ = problem(cell, length=T, batch=(B,))
-    assert jaxrnn.choose_engine(jaxrnn.gru(H, reset_after=False), inputs).engine == jaxrnn.scan(8)
+    assert jaxrnn.engines.choose_engine(
+        jaxrnn.gru(H, reset_after=False), inputs
+    ).engine == jaxrnn.engines.scan(8)
     texts = [
         jax.jit(lambda params, engine=engine: jaxrnn.unroll(cell, params, inputs, engine=engine))
         .lower(params)
         .as_text()
-        for engine in (jaxrnn.hoisted(), jaxrnn.hoisted(unroll=8), jaxrnn.hoisted(unroll=1))
+        for engine in (
+            jaxrnn.engines.hoisted(),
+            jaxrnn.engines.hoisted(unroll=8),
+            jaxrnn.engines.hoisted(unroll=1),
+        )
     ]
     assert texts[0] == texts[1] != texts[2]
 

@@ -58,7 +58,7 @@ def test_the_rate_agrees_with_the_largest_lyapunov_exponent(float64, gain):
     rng = np.random.default_rng(0)
     cell = jaxrnn.elman(30, use_bias=False)
     kernel = gain * rng.normal(size=(30, 30)) / np.sqrt(30)
-    params = jaxrnn.ElmanParams(array(rng.normal(size=(1, 30))), array(kernel), None)
+    params = jaxrnn.cells.ElmanParams(array(rng.normal(size=(1, 30))), array(kernel), None)
     inputs = array(rng.normal(size=(1500, 1)))
     norms = gradient_norms(lambda outputs: outputs[-1].sum(), cell, params, inputs)
     horizon = gradient_horizon(norms)

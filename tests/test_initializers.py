@@ -68,9 +68,9 @@ def test_every_initializer_draws_sixteen_bits_and_refuses_integers(init):
     assert got.dtype == jnp.bfloat16
     np.testing.assert_array_equal(got, init(KEY, (3, 3)).astype(jnp.bfloat16))
     for dtype in (jnp.int32, bool):
-        with pytest.raises(TypeError, match=r"dtype: got (int32|bool), wanted a floating dtype"):
+        with pytest.raises(TypeError, match=r"dtype: got (int32|bool), expected a floating dtype"):
             init(KEY, (3, 3), dtype)
-    with pytest.raises(ValueError, match=r"shape: got \(-1, -1\), wanted sizes"):
+    with pytest.raises(ValueError, match=r"shape: got \(-1, -1\), expected sizes"):
         init(KEY, (-1, -1))
 
 
@@ -82,14 +82,14 @@ def test_the_identity_of_complex_numbers():
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 3)])
 def test_the_identity_is_a_matrix(shape):
-    with pytest.raises(ValueError, match=r"shape: got \(.*\), wanted that of a matrix"):
+    with pytest.raises(ValueError, match=r"shape: got \(.*\), expected that of a matrix"):
         initializers.identity()(KEY, shape)
 
 
 @pytest.mark.parametrize(
     ("init", "dtype", "message"),
     [
-        (initializers.identity(1e39), "float32", r"gain: got 1e\+39, wanted at most 3.4e\+38"),
+        (initializers.identity(1e39), "float32", r"gain: got 1e\+39, expected at most 3.4e\+38"),
         (initializers.orthogonal(-1e39), "float32", r"gain: got -1e\+39"),
         (initializers.orthogonal(1e5), "float16", r"gain: .* at most 6.55e\+04, as float16 holds"),
         (initializers.near_identity(1e39), "float32", "noise: got"),
@@ -180,7 +180,7 @@ def horizon_of(activation):
 
     @jax.jit
     def measure(recurrent_kernel):
-        params = jaxrnn.ElmanParams(kernel, recurrent_kernel, jnp.zeros(32))
+        params = jaxrnn.cells.ElmanParams(kernel, recurrent_kernel, jnp.zeros(32))
         norms = jaxrnn.diagnostics.gradient_norms(
             lambda outputs: (outputs[-1] @ weights).sum(), cell, params, inputs
         )
@@ -318,14 +318,14 @@ def test_a_unitary_kernel_carries_a_complex_state_for_ever():
             lambda outputs: outputs[-1].sum(), cell, params, inputs
         )
         horizon = jaxrnn.diagnostics.gradient_horizon(norms)
-        wanted = 0 if lasts else -np.log(0.9)
-        np.testing.assert_allclose(horizon.decay_rate, wanted, atol=1e-5)
+        expected = 0 if lasts else -np.log(0.9)
+        np.testing.assert_allclose(horizon.decay_rate, expected, atol=1e-5)
         assert np.isinf(horizon.steps) == lasts
 
 
 def test_unitary_refuses_real_dtypes_and_a_precision_that_is_not_enabled():
     assert initializers.unitary() is initializers.unitary()
-    with pytest.raises(TypeError, match="dtype: got float32, wanted complex64 or complex128"):
+    with pytest.raises(TypeError, match="dtype: got float32, expected complex64 or complex128"):
         initializers.unitary()(KEY, (3, 3), jnp.float32)
     with pytest.raises(ValueError, match="dtype complex128: got float64, which JAX turns into"):
         initializers.unitary()(KEY, (3, 3), np.complex128)
@@ -335,9 +335,9 @@ def test_unitary_refuses_real_dtypes_and_a_precision_that_is_not_enabled():
     "make", [initializers.scaled_gaussian, initializers.near_identity, initializers.unitary]
 )
 def test_square_shapes_only(make):
-    with pytest.raises(ValueError, match=r"shape: got \(3, 4\), wanted a square"):
+    with pytest.raises(ValueError, match=r"shape: got \(3, 4\), expected a square"):
         make()(KEY, (3, 4), jnp.float32)
-    with pytest.raises(ValueError, match=r"shape: got \(0, 0\), wanted a square"):
+    with pytest.raises(ValueError, match=r"shape: got \(0, 0\), expected a square"):
         make()(KEY, (0, 0))
 
 
@@ -348,7 +348,7 @@ def test_square_shapes_only(make):
         (initializers.scaled_gaussian, (-1.0,), ValueError, "radius: got -1"),
         (initializers.near_identity, (-1.0,), ValueError, "noise: got -1"),
         (initializers.near_identity, (0.1, None), TypeError, "gain: got NoneType"),
-        (initializers.chrono, (2,), ValueError, "max_time: got 2.0, wanted more than 2"),
+        (initializers.chrono, (2,), ValueError, "max_time: got 2.0, expected more than 2"),
         (initializers.chrono, (np.inf,), ValueError, "max_time: got inf"),
         (initializers.chrono, (True,), TypeError, "max_time: got bool"),
     ],
@@ -388,13 +388,13 @@ def test_an_initializer_of_another_shape():
     def transposed(key, shape, dtype):
         return jnp.zeros(shape[::-1], dtype)
 
-    with pytest.raises(ValueError, match=r"initializer: got .* shape \(4, 3\), wanted \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"initializer: got .* shape \(4, 3\), expected \(3, 4\)"):
         initializers.draw(transposed, KEY, (3, 4), jnp.dtype("float32"))
     for layer in (
         jaxrnn.rnn(jaxrnn.lstm(4, kernel_init=transposed)),
         jaxrnn.dense(4, kernel_init=transposed),
     ):
-        with pytest.raises(ValueError, match=r"shape \(4, 3\), wanted \(3, 4\)"):
+        with pytest.raises(ValueError, match=r"shape \(4, 3\), expected \(3, 4\)"):
             layer.init(KEY, 3)
 
 
@@ -406,15 +406,15 @@ def test_an_initializer_of_another_shape():
     ],
 )
 def test_an_initializer_of_another_kind_of_numbers(init, got):
-    with pytest.raises(TypeError, match=rf"initializer: got {got}\[3, 3\], wanted floating num"):
+    with pytest.raises(TypeError, match=rf"initializer: got {got}\[3, 3\], expected floating num"):
         initializers.draw(init, KEY, (3, 3), jnp.dtype("float32"))
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"dtype": jnp.dtype("int32")}, TypeError, "dtype: got int32, wanted a floating dtype"),
-        ({"gates": 0}, ValueError, "gates: got 0, wanted an integer of at least 1"),
+        ({"dtype": jnp.dtype("int32")}, TypeError, "dtype: got int32, expected a floating dtype"),
+        ({"gates": 0}, ValueError, "gates: got 0, expected an integer of at least 1"),
         ({"gates": 1.5}, TypeError, "gates: got float 1.5"),
     ],
 )

@@ -55,8 +55,8 @@ def test_the_product_over_lags_is_the_chain_of_single_steps(float64, row):
     for sequence in range(2):
         one = tuple(leaf[sequence] for leaf in state)
         chain = numpy_chain(row, params, inputs[:, sequence], one)
-        wanted = [singular_values(chain[:lag], len(chain[0])) for lag in lags]
-        np.testing.assert_allclose(got[:, sequence], wanted, **FLOAT64)
+        expected = [singular_values(chain[:lag], len(chain[0])) for lag in lags]
+        np.testing.assert_allclose(got[:, sequence], expected, **FLOAT64)
 
 
 def test_a_chain_that_is_shifted_or_reversed_is_seen(float64):
@@ -98,7 +98,7 @@ def crowded():
     values = np.linspace(1, 0.99, 100)
     cell = jaxrnn.elman(100, activation=jax.nn.identity, use_bias=False)
     kernel = array(left @ np.diag(values) @ right)
-    return cell, jaxrnn.ElmanParams(array(np.zeros((1, 100))), kernel, None), values
+    return cell, jaxrnn.cells.ElmanParams(array(np.zeros((1, 100))), kernel, None), values
 
 
 def test_values_that_are_close_together_are_told_apart(float64):
@@ -129,12 +129,12 @@ def test_jit_vmap_and_a_bare_step():
     cell = jaxrnn.gru(3)
     params, inputs, state = problem(cell)
     measure = functools.partial(jacobian_spectrum, cell, lags=(2, 5))
-    wanted = measure(params, inputs, state)
-    np.testing.assert_allclose(jax.jit(measure)(params, inputs, state), wanted, atol=1e-6)
+    expected = measure(params, inputs, state)
+    np.testing.assert_allclose(jax.jit(measure)(params, inputs, state), expected, atol=1e-6)
     mapped = jax.vmap(measure, (None, 1, 0), 1)(params, inputs, state)
-    np.testing.assert_allclose(mapped, wanted, atol=1e-6)
+    np.testing.assert_allclose(mapped, expected, atol=1e-6)
     bare = jacobian_spectrum(cell.step, params, inputs, state, lags=array([2, 5]))
-    np.testing.assert_allclose(bare, wanted, atol=1e-6)
+    np.testing.assert_allclose(bare, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -146,11 +146,15 @@ def test_jit_vmap_and_a_bare_step():
         ({"lags": []}, ValueError, "lags: got none"),
         ({"lags": 3}, TypeError, "lags: got int 3"),
         ({"lags": "12"}, TypeError, "lags: got str '12'"),
-        ({"num_values": 4}, ValueError, "num_values: got 4, wanted at most 3"),
+        ({"num_values": 4}, ValueError, "num_values: got 4, expected at most 3"),
         ({"num_values": 0}, ValueError, "num_values: got 0"),
         ({"inputs": array(np.full((6, 3), np.inf), np.float32)}, ValueError, "inputs: got NaN or"),
         ({"inputs": array(np.ones((6, 0, 3)), np.float32)}, ValueError, "at least one sequence"),
-        ({"state": array(np.ones(3), np.int32)}, TypeError, r"state: got int32\[3\], wanted a flo"),
+        (
+            {"state": array(np.ones(3), np.int32)},
+            TypeError,
+            r"state: got int32\[3\], expected a flo",
+        ),
     ],
 )
 def test_bad_input(change, error, message):

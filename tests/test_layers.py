@@ -57,7 +57,7 @@ def stack():
     model = jaxrnn.serial(
         jaxrnn.embedding(11, 6),
         jaxrnn.rnn(jaxrnn.lstm(5)),
-        jaxrnn.residual(jaxrnn.rnn(jaxrnn.elman(5))),
+        jaxrnn.layers.residual(jaxrnn.rnn(jaxrnn.elman(5))),
         jaxrnn.dropout(0.3),
         jaxrnn.rnn(jaxrnn.gru(4)),
         jaxrnn.dense(3),
@@ -89,8 +89,8 @@ def test_a_stack_is_its_layers_in_numpy(stack, text):
     with x64():
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
         state, outputs = jax.jit(model.apply)(params, None, text)
-        wanted_state, wanted = numpy_stack(params, text)
-        np.testing.assert_allclose(outputs, wanted, **FLOAT64)
+        wanted_state, expected = numpy_stack(params, text)
+        np.testing.assert_allclose(outputs, expected, **FLOAT64)
         leaves = zip(jax.tree.leaves(state), jax.tree.leaves(wanted_state), strict=True)
         for ours, theirs in leaves:
             np.testing.assert_allclose(ours, theirs, **FLOAT64)
@@ -173,7 +173,7 @@ def test_serial_tells_each_layer_its_input_size():
     model = jaxrnn.serial(
         jaxrnn.embedding(7, 3),
         jaxrnn.rnn(jaxrnn.elman(4)),
-        jaxrnn.residual(jaxrnn.dense(4)),
+        jaxrnn.layers.residual(jaxrnn.dense(4)),
         jaxrnn.bidirectional(jaxrnn.gru(5)),
         jaxrnn.dropout(0.1),
         jaxrnn.serial(jaxrnn.dense(6), jaxrnn.rnn(jaxrnn.lstm(2), return_sequences=False)),
@@ -203,7 +203,7 @@ def test_each_layer_is_drawn_with_a_key_of_its_own():
 
 
 def test_layers_of_a_serial_draw_different_masks():
-    model = jaxrnn.serial(jaxrnn.dropout(0.5), jaxrnn.residual(jaxrnn.dropout(0.5)))
+    model = jaxrnn.serial(jaxrnn.dropout(0.5), jaxrnn.layers.residual(jaxrnn.dropout(0.5)))
     ones = np.ones(10_000, np.float32)
     _, outputs = jax.jit(model.apply)(((), ()), None, ones, key=KEY)
     # 2 and 2 + 4 where the first mask keeps: as often the one as the other if masks are apart.
@@ -253,7 +253,7 @@ def test_embedding_looks_rows_up(dtype, rows):
 def test_embedding_out_of_range(index, dtype):
     layer, table = jaxrnn.embedding(5, 2), normal(5, 2)
     indices = np.array([1, index], dtype)
-    with pytest.raises(ValueError, match=f"inputs: got integers .*{index}.*, wanted 0 to 4"):
+    with pytest.raises(ValueError, match=f"inputs: got integers .*{index}.*, expected 0 to 4"):
         layer.apply(table, None, indices)
     _, outputs = jax.jit(layer.apply)(table, None, indices)
     np.testing.assert_array_equal(outputs, [table[1], [np.nan, np.nan]])
@@ -282,11 +282,13 @@ def test_dense_is_numpys(use_bias, activation):
     with x64():
         kernel, bias = normal(4, 3, dtype=float), normal(3, seed=1, dtype=float)
         inputs = normal(5, 2, 4, seed=2, dtype=float)
-        params = jaxrnn.DenseParams(kernel, bias if use_bias else None)
+        params = jaxrnn.layers.DenseParams(kernel, bias if use_bias else None)
         state, outputs = layer.apply(params, None, inputs)
-        wanted = inputs @ kernel + (bias if use_bias else 0)
+        expected = inputs @ kernel + (bias if use_bias else 0)
         assert state == ()
-        np.testing.assert_allclose(outputs, np.tanh(wanted) if activation else wanted, **FLOAT64)
+        np.testing.assert_allclose(
+            outputs, np.tanh(expected) if activation else expected, **FLOAT64
+        )
 
 
 def test_denses_bias_starts_at_zero():
@@ -335,10 +337,10 @@ def test_rnn_is_a_numpy_loop(reverse, return_sequences):
     with x64():
         state, outputs = layer.apply(params, None, inputs)
         steps = inputs[::-1] if reverse else inputs
-        wanted_state, wanted = numpy_unroll(ROWS["elman"], params, steps, [np.zeros((B, 4))])
-        last = wanted[-1]
-        wanted = wanted[::-1] if reverse else wanted
-        np.testing.assert_allclose(outputs, wanted if return_sequences else last, **FLOAT64)
+        wanted_state, expected = numpy_unroll(ROWS["elman"], params, steps, [np.zeros((B, 4))])
+        last = expected[-1]
+        expected = expected[::-1] if reverse else expected
+        np.testing.assert_allclose(outputs, expected if return_sequences else last, **FLOAT64)
         np.testing.assert_allclose(state.hidden, wanted_state[0], **FLOAT64)
 
 
@@ -352,14 +354,14 @@ def test_bidirectional_is_two_numpy_loops(return_sequences, given):
         hidden = normal(B, 4) * 0, normal(B, 2) * 0
     elman, gru = params = random_params(layer, 3)
     with x64():
-        state = jaxrnn.ElmanState(hidden[0]), jaxrnn.GRUState(hidden[1])
+        state = jaxrnn.cells.ElmanState(hidden[0]), jaxrnn.cells.GRUState(hidden[1])
         state, outputs = layer.apply(params, state if given else None, inputs)
         (last_forward,), forwards = numpy_unroll(ROWS["elman"], elman, inputs, [hidden[0]])
         (last_backward,), flipped = numpy_unroll(ROWS["gru"], gru, inputs[::-1], [hidden[1]])
-        wanted = np.concatenate([forwards, flipped[::-1]], axis=-1)
+        expected = np.concatenate([forwards, flipped[::-1]], axis=-1)
         if not return_sequences:
-            wanted = np.concatenate([last_forward, last_backward], axis=-1)
-        np.testing.assert_allclose(outputs, wanted, **FLOAT64)
+            expected = np.concatenate([last_forward, last_backward], axis=-1)
+        np.testing.assert_allclose(outputs, expected, **FLOAT64)
         np.testing.assert_allclose(state[0].hidden, last_forward, **FLOAT64)
         np.testing.assert_allclose(state[1].hidden, last_backward, **FLOAT64)
 
@@ -382,7 +384,7 @@ def test_bidirectional_joins_features_of_any_outputs(return_sequences):
     _, outputs = apply_spec(layer, none, None, spec(T, B, 3))
     shapes = {name: leaf.shape for name, leaf in outputs.items()}
     assert shapes == {"same": (*steps, B, 6), "outer": (*steps, B, 3, 6)}
-    with pytest.raises(ValueError, match=r"outputs of .*, wanted some with features"):
+    with pytest.raises(ValueError, match=r"outputs of .*, expected some with features"):
         apply_spec(both(cell(lambda x: x.sum(-1))), none, None, spec(T, B, 3))
 
 
@@ -396,15 +398,15 @@ def test_bidirectionals_initial_state():
 
 def test_residual_adds_the_inputs():
     inner = jaxrnn.dense(3)
-    layer = jaxrnn.residual(inner)
-    kernel, bias = params = jaxrnn.DenseParams(normal(3, 3), normal(3))
+    layer = jaxrnn.layers.residual(inner)
+    kernel, bias = params = jaxrnn.layers.DenseParams(normal(3, 3), normal(3))
     inputs = normal(5, 3, seed=1)
     _, outputs = layer.apply(params, None, inputs)
     np.testing.assert_allclose(outputs, inputs + inputs @ kernel + bias, **FLOAT32)
 
 
 def test_residual_passes_the_key_on():
-    layer = jaxrnn.residual(jaxrnn.dropout(0.5))
+    layer = jaxrnn.layers.residual(jaxrnn.dropout(0.5))
     _, outputs = layer.apply((), None, np.ones(100, np.float32), key=KEY)
     assert set(np.unique(outputs)) == {1, 3}
 
@@ -440,7 +442,7 @@ untyped: Any = jaxrnn  # a wrong setting is one of the wrong type too
         (lambda: untyped.dropout("0.5"), TypeError, "rate: got str '0.5'"),
         (lambda: untyped.dropout(True), TypeError, "rate: got bool True"),
         (lambda: untyped.dropout(np.array([0.5])), TypeError, r"rate: got float64\[1\]"),
-        (lambda: untyped.rnn("gru"), TypeError, "cell: got str 'gru', wanted a jaxrnn.Cell"),
+        (lambda: untyped.rnn("gru"), TypeError, "cell: got str 'gru', expected a jaxrnn.Cell"),
         (lambda: untyped.rnn(untyped.gru), TypeError, "cell: got function"),
         (lambda: untyped.rnn(untyped.gru(3), reverse=1), TypeError, "reverse: got int 1"),
         (
@@ -456,7 +458,7 @@ untyped: Any = jaxrnn  # a wrong setting is one of the wrong type too
             "return_sequences: got NoneType",
         ),
         (
-            lambda: untyped.residual("gru"),
+            lambda: untyped.layers.residual("gru"),
             TypeError,
             "layer: got str",
         ),
@@ -464,7 +466,7 @@ untyped: Any = jaxrnn  # a wrong setting is one of the wrong type too
         (
             lambda: untyped.serial(untyped.dense(3), untyped.gru(3)),
             TypeError,
-            r"layers\[1\]: got Cell Cell\(gru\), wanted a Layer",
+            r"layers\[1\]: got Cell Cell\(gru\), expected a Layer",
         ),
         (lambda: untyped.serial([untyped.dense(3)]), TypeError, r"layers\[0\]: got list"),
     ],
@@ -477,7 +479,7 @@ def test_bad_settings(make, error, message):
 @pytest.mark.parametrize(
     ("layer", "arguments", "error", "message"),
     [
-        (jaxrnn.embedding(3, 4), {"input_size": 5}, ValueError, "input_size: got 5, wanted None"),
+        (jaxrnn.embedding(3, 4), {"input_size": 5}, ValueError, "input_size: got 5, expected None"),
         (jaxrnn.embedding(3, 4), {"key": 0}, TypeError, "key: got int 0"),
         (jaxrnn.embedding(3, 4), {"dtype": int}, TypeError, "dtype: got int"),
         (jaxrnn.dense(3), {}, TypeError, "input_size: got NoneType"),
@@ -510,19 +512,34 @@ TWO = jaxrnn.serial(jaxrnn.dropout(0.5), DENSE)
         (DENSE, {"inputs": spec()}, ValueError, r"inputs: got float32\[\]"),
         (DENSE, {"inputs": spec(T, 9)}, ValueError, r"params.kernel: got float32\[5, 3\], .*9, 3"),
         (DENSE, {"inputs": spec(5, dtype=jnp.bfloat16)}, TypeError, "params.kernel: got float32"),
-        (DENSE, {"params": (1, 2)}, TypeError, "params: got tuple.*wanted DenseParams"),
-        (GRU, {"inputs": spec(5)}, ValueError, r"inputs: got float32\[5\], wanted .*\(T, \*batch"),
-        (GRU, {"state": jaxrnn.ElmanState(spec(3))}, TypeError, "state: got ElmanState"),
-        (LAST, {"inputs": spec(0, 5)}, ValueError, "inputs: got 0 steps, wanted at least 1"),
-        (BOTH, {"params": None}, TypeError, "params: got NoneType None, wanted a tuple of 2"),
-        (BOTH, {"params": (1, 2, 3)}, ValueError, "params: got 3 entries, wanted 2"),
-        (BOTH, {"state": ()}, ValueError, "state: got 0 entries, wanted 2"),
-        (BOTH, {"state": (None, jaxrnn.GRUState(spec(4)))}, ValueError, r"state.hidden: got float"),
-        (TWO, {"params": ((),)}, ValueError, "params: got 1 entries, wanted 2"),
-        (TWO, {"state": {}}, TypeError, r"state: got dict \{\}, wanted a tuple of 2 entries"),
-        (TWO, {"key": 3}, TypeError, "key: got int 3, wanted a key"),
+        (DENSE, {"params": (1, 2)}, TypeError, "params: got tuple.*expected DenseParams"),
+        (
+            GRU,
+            {"inputs": spec(5)},
+            ValueError,
+            r"inputs: got float32\[5\], expected .*\(T, \*batch",
+        ),
+        (GRU, {"state": jaxrnn.cells.ElmanState(spec(3))}, TypeError, "state: got ElmanState"),
+        (LAST, {"inputs": spec(0, 5)}, ValueError, "inputs: got 0 steps, expected at least 1"),
+        (BOTH, {"params": None}, TypeError, "params: got NoneType None, expected a tuple of 2"),
+        (BOTH, {"params": (1, 2, 3)}, ValueError, "params: got 3 entries, expected 2"),
+        (BOTH, {"state": ()}, ValueError, "state: got 0 entries, expected 2"),
+        (
+            BOTH,
+            {"state": (None, jaxrnn.cells.GRUState(spec(4)))},
+            ValueError,
+            r"state.hidden: got float",
+        ),
+        (TWO, {"params": ((),)}, ValueError, "params: got 1 entries, expected 2"),
+        (TWO, {"state": {}}, TypeError, r"state: got dict \{\}, expected a tuple of 2 entries"),
+        (TWO, {"key": 3}, TypeError, "key: got int 3, expected a key"),
         (TWO, {"inputs": spec(T, 4)}, ValueError, "params.kernel: got"),
-        (jaxrnn.residual(DENSE), {}, ValueError, r"inputs: got float32\[12, 5\], .*\(12, 3\) of"),
+        (
+            jaxrnn.layers.residual(DENSE),
+            {},
+            ValueError,
+            r"inputs: got float32\[12, 5\], .*\(12, 3\) of",
+        ),
         (jaxrnn.dropout(0.5), {"inputs": spec(5, dtype=jnp.int32)}, TypeError, "inputs: got int32"),
         (jaxrnn.dropout(0.5), {"key": 3}, TypeError, "key: got int 3"),
     ],
@@ -542,11 +559,16 @@ def test_bad_arguments_of_apply(layer, change, error, message):
 @pytest.mark.parametrize(
     ("params", "inputs", "error", "message"),
     [
-        (spec(3, 4), np.ones(5, np.float32), TypeError, r"inputs: got float32\[5\], wanted .*int"),
+        (
+            spec(3, 4),
+            np.ones(5, np.float32),
+            TypeError,
+            r"inputs: got float32\[5\], expected .*int",
+        ),
         (spec(3, 4), "text", TypeError, "inputs: got str 'text'"),
         (spec(3, 4), [1, 2], TypeError, "inputs: got list"),
         (spec(3, 4), np.array([True]), TypeError, "inputs: got bool"),
-        (spec(4, 3), np.array([1]), ValueError, r"params: got float32\[4, 3\], wanted a table"),
+        (spec(4, 3), np.array([1]), ValueError, r"params: got float32\[4, 3\], expected a table"),
         (None, np.array([1]), TypeError, "params: got NoneType"),
         (spec(3, 4, dtype=jnp.int32), np.array([1]), TypeError, "params: got int32"),
     ],
@@ -568,7 +590,7 @@ def test_bad_engine(make):
         make(jaxrnn.gru(3), engine="fast")
 
 
-@pytest.mark.parametrize("before", [LAST, jaxrnn.serial(LAST, TWO), jaxrnn.residual(LAST)])
+@pytest.mark.parametrize("before", [LAST, jaxrnn.serial(LAST, TWO), jaxrnn.layers.residual(LAST)])
 @pytest.mark.parametrize("after", [GRU, BOTH, jaxrnn.serial(DENSE, GRU)])
 def test_serial_refuses_to_take_the_batch_for_time(before, after):
     message = rf"layers\[2\]: got {re.escape(after.name)}, .* after {re.escape(before.name)}, whose"
@@ -585,14 +607,14 @@ def test_a_layer_of_your_own_that_carries_a_state_runs_over_time():
 def test_what_has_outputs_with_a_time_axis():
     last = jaxrnn.bidirectional(jaxrnn.gru(3), return_sequences=False)
     for layer in (DENSE, GRU, BOTH, TWO, jaxrnn.serial(GRU, TWO, BOTH)):
-        assert layer.sequences
-        assert jaxrnn.residual(layer).sequences
-    for layer in (LAST, last, jaxrnn.serial(last, TWO), jaxrnn.residual(last)):
-        assert not layer.sequences
+        assert layer.return_sequences
+        assert jaxrnn.layers.residual(layer).return_sequences
+    for layer in (LAST, last, jaxrnn.serial(last, TWO), jaxrnn.layers.residual(last)):
+        assert not layer.return_sequences
 
 
 def test_a_layer_is_frozen_and_named():
-    layer = jaxrnn.residual(jaxrnn.rnn(jaxrnn.gru(3)))
+    layer = jaxrnn.layers.residual(jaxrnn.rnn(jaxrnn.gru(3)))
     assert repr(layer) == "Layer(residual(rnn(gru)))"
     with pytest.raises(dataclasses.FrozenInstanceError):
         layer.name = "other"  # pyright: ignore[reportAttributeAccessIssue]

@@ -52,9 +52,9 @@ def test_cross_entropys_gradient_is_softmax_minus_one_hot():
     with x64():
         _, gradient = cross_entropy_and_gradient(LOGITS, LABELS, MASK)
         weights = np.exp(LOGITS)
-        wanted = weights / weights.sum(-1, keepdims=True) - np.eye(C)[LABELS]
-        wanted = wanted * MASK[..., None] / MASK.sum()
-        np.testing.assert_allclose(gradient, wanted, **FLOAT64)
+        expected = weights / weights.sum(-1, keepdims=True) - np.eye(C)[LABELS]
+        expected = expected * MASK[..., None] / MASK.sum()
+        np.testing.assert_allclose(gradient, expected, **FLOAT64)
 
 
 def test_squared_error_and_its_gradient_are_numpys_in_float64():
@@ -75,7 +75,7 @@ def test_squared_errors_mask_has_the_shape_of_the_leading_axes(mask_shape):
 
 
 BOTH = pytest.mark.parametrize(
-    ("loss_and_gradient", "values", "wanted"),
+    ("loss_and_gradient", "values", "expected"),
     [
         (cross_entropy_and_gradient, float32(LOGITS), LABELS),
         (squared_error_and_gradient, float32(PREDICTIONS), float32(TARGETS)),
@@ -86,24 +86,24 @@ BOTH = pytest.mark.parametrize(
 @BOTH
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_what_is_masked_counts_for_nothing_even_if_not_finite(
-    loss_and_gradient, values, wanted, poison
+    loss_and_gradient, values, expected, poison
 ):
-    clean = loss_and_gradient(values, wanted, MASK)
+    clean = loss_and_gradient(values, expected, MASK)
     poisoned = float32(np.where(MASK[..., None], values, poison))
-    got = jax.tree.map(np.asarray, loss_and_gradient(poisoned, wanted, MASK))
+    got = jax.tree.map(np.asarray, loss_and_gradient(poisoned, expected, MASK))
     jax.tree.map(np.testing.assert_array_equal, got, clean)
     assert np.isfinite(got[1]).all()
     assert (got[1][~MASK] == 0).all()
     # Unmasked, the poison is not hidden.
-    assert not np.isfinite(loss_and_gradient(poisoned, wanted, np.ones_like(MASK))[0])
+    assert not np.isfinite(loss_and_gradient(poisoned, expected, np.ones_like(MASK))[0])
 
 
 @BOTH
 @pytest.mark.parametrize("length", [0, T])
-def test_the_loss_is_zero_where_nothing_counts(loss_and_gradient, values, wanted, length):
+def test_the_loss_is_zero_where_nothing_counts(loss_and_gradient, values, expected, length):
     nothing = np.zeros((length, B), bool)
     poisoned = np.full_like(values[:length], np.nan)
-    value, gradient = loss_and_gradient(poisoned, wanted[:length], nothing)
+    value, gradient = loss_and_gradient(poisoned, expected[:length], nothing)
     assert value == 0
     np.testing.assert_array_equal(gradient, np.zeros_like(poisoned))
 
@@ -132,9 +132,9 @@ def test_no_unsigned_label_counts_from_the_last_class():
 
 def test_small_label_dtypes_with_many_classes():
     logits = float32(rng.normal(size=(2, 300)))
-    wanted = numpy_cross_entropies(np.asarray(logits, np.float64), np.array([7, 200])).mean()
+    expected = numpy_cross_entropies(np.asarray(logits, np.float64), np.array([7, 200])).mean()
     labels: Any = np.array([7, 200], np.uint8)
-    np.testing.assert_allclose(losses.softmax_cross_entropy(logits, labels), wanted, **FLOAT32)
+    np.testing.assert_allclose(losses.softmax_cross_entropy(logits, labels), expected, **FLOAT32)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -161,8 +161,8 @@ def test_losses_under_vmap():
         (cross_entropy, (logits, LABELS, MASK)),
     ):
         each = jax.vmap(loss)(*arguments)
-        wanted = [loss(*one) for one in zip(*arguments, strict=True)]
-        np.testing.assert_allclose(each, wanted, **FLOAT32)
+        expected = [loss(*one) for one in zip(*arguments, strict=True)]
+        np.testing.assert_allclose(each, expected, **FLOAT32)
 
 
 # Bad input --------------------------------------------------------------------------------------
@@ -171,21 +171,25 @@ def test_losses_under_vmap():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"logits": LABELS}, TypeError, r"logits: got int32\[5, 3\], wanted a floating"),
+        ({"logits": LABELS}, TypeError, r"logits: got int32\[5, 3\], expected a floating"),
         ({"logits": [[0.0]]}, TypeError, "logits: got list"),
         ({"logits": jnp.array(1.0)}, ValueError, r"logits: got float32\[\]"),
         ({"logits": LOGITS}, ValueError, "logits: got float64"),
         ({"logits": float32(LOGITS)[..., :0]}, ValueError, "logits: got .* at least one class"),
-        ({"labels": TARGETS[..., 0]}, TypeError, r"labels: got float64\[5, 3\], wanted .*integers"),
+        (
+            {"labels": TARGETS[..., 0]},
+            TypeError,
+            r"labels: got float64\[5, 3\], expected .*integers",
+        ),
         ({"labels": MASK}, TypeError, r"labels: got bool\[5, 3\]"),
-        ({"labels": LABELS[0]}, ValueError, r"labels: got int32\[3\], wanted shape \(5, 3\)"),
+        ({"labels": LABELS[0]}, ValueError, r"labels: got int32\[3\], expected shape \(5, 3\)"),
         ({"labels": LABELS.T}, ValueError, r"labels: got int32\[3, 5\]"),
-        ({"labels": LABELS + 1}, ValueError, "labels: got integers from 1 to 4, wanted 0 to 3"),
+        ({"labels": LABELS + 1}, ValueError, "labels: got integers from 1 to 4, expected 0 to 3"),
         ({"labels": LABELS - 1}, ValueError, "labels: got integers from -1 to 2"),
-        ({"mask": LABELS}, TypeError, r"mask: got int32\[5, 3\], wanted booleans"),
+        ({"mask": LABELS}, TypeError, r"mask: got int32\[5, 3\], expected booleans"),
         ({"mask": [True]}, TypeError, "mask: got list"),
         ({"mask": True}, TypeError, "mask: got bool True"),
-        ({"mask": MASK[0]}, ValueError, r"mask: got bool\[3\], wanted shape \(5, 3\)"),
+        ({"mask": MASK[0]}, ValueError, r"mask: got bool\[3\], expected shape \(5, 3\)"),
         ({"mask": MASK[..., None]}, ValueError, r"mask: got bool\[5, 3, 1\]"),
     ],
 )
@@ -198,23 +202,27 @@ def test_bad_input_of_cross_entropy(change, error, message):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"predictions": LABELS}, TypeError, r"predictions: got int32\[5, 3\], wanted a floating"),
+        (
+            {"predictions": LABELS},
+            TypeError,
+            r"predictions: got int32\[5, 3\], expected a floating",
+        ),
         ({"predictions": 1.0}, TypeError, "predictions: got float 1.0"),
         ({"targets": LABELS}, TypeError, r"targets: got int32\[5, 3\]"),
         ({"targets": TARGETS}, ValueError, "targets: got float64"),
         (
             {"targets": float32(TARGETS)[..., :1]},
             ValueError,
-            r"targets: got float32\[5, 3, 1\], wanted shape \(5, 3, 2\)",
+            r"targets: got float32\[5, 3, 1\], expected shape \(5, 3, 2\)",
         ),
         (
             {"targets": jnp.asarray(TARGETS, jnp.float16)},
             TypeError,
-            "targets: got float16, wanted float32",
+            "targets: got float16, expected float32",
         ),
-        ({"mask": LABELS}, TypeError, r"mask: got int32\[5, 3\], wanted booleans"),
-        ({"mask": MASK[:2]}, ValueError, r"mask: got bool\[2, 3\], wanted shape \(5, 3\)"),
-        ({"mask": MASK[0]}, ValueError, r"mask: got bool\[3\], wanted shape \(5,\)"),
+        ({"mask": LABELS}, TypeError, r"mask: got int32\[5, 3\], expected booleans"),
+        ({"mask": MASK[:2]}, ValueError, r"mask: got bool\[2, 3\], expected shape \(5, 3\)"),
+        ({"mask": MASK[0]}, ValueError, r"mask: got bool\[3\], expected shape \(5,\)"),
         ({"mask": MASK[..., None, None]}, ValueError, r"mask: got bool\[5, 3, 1, 1\]"),
     ],
 )

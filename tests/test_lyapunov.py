@@ -35,7 +35,7 @@ def nothing(steps, *batch):
 def linear(kernel):
     """Return a cell without activation or input, and its parameters."""
     cell = jaxrnn.elman(len(kernel), activation=jax.nn.identity, use_bias=False)
-    return cell, jaxrnn.ElmanParams(array(np.zeros((1, len(kernel)))), array(kernel), None)
+    return cell, jaxrnn.cells.ElmanParams(array(np.zeros((1, len(kernel)))), array(kernel), None)
 
 
 def map_cell(name, function, size):
@@ -98,8 +98,8 @@ def test_a_linear_networks_exponents_are_its_eigenvalues(float64, count):
     cell, params = linear(basis @ np.diag(signs * moduli) @ np.linalg.inv(basis))
     # The dynamics leave the origin where it is, and the tangents grow there all the same.
     got = lyapunov_exponents(cell, params, nothing(500), num_exponents=count, burn_in=300)
-    wanted = np.sort(np.log(moduli))[::-1][:count]
-    np.testing.assert_allclose(got.exponents, wanted, atol=1e-10)
+    expected = np.sort(np.log(moduli))[::-1][:count]
+    np.testing.assert_allclose(got.exponents, expected, atol=1e-10)
     assert got.converged.all()
 
 
@@ -128,16 +128,16 @@ def test_weights_find_complex_eigenvalues_to_a_millionth(float64, seed, qr_every
     cell, params = linear(kernel)
     eigenvalues = np.linalg.eigvals(kernel)
     assert (np.abs(eigenvalues.imag) > 0.01).any()
-    wanted = np.sort(np.log(np.abs(eigenvalues)))[::-1]
+    expected = np.sort(np.log(np.abs(eigenvalues)))[::-1]
     measure = functools.partial(
         lyapunov_exponents, cell, params, nothing(10_000), burn_in=1000, qr_every=qr_every
     )
     got = measure(tolerance=1e-6, weighted=True)
-    np.testing.assert_allclose(got.exponents, wanted, atol=1e-9)
+    np.testing.assert_allclose(got.exponents, expected, atol=1e-9)
     assert got.converged.all()
-    assert (np.abs(got.exponents - wanted) <= got.standard_error + 1e-13).all()
+    assert (np.abs(got.exponents - expected) <= got.standard_error + 1e-13).all()
     plain = measure(tolerance=1e-6)
-    assert np.abs(plain.exponents - wanted).max() > 1e-6
+    assert np.abs(plain.exponents - expected).max() > 1e-6
     assert not plain.converged.all()
 
 
@@ -186,8 +186,8 @@ def test_exponents_are_those_of_a_numpy_loop(float64, row):
         if np.isfinite(determinants).all():
             size = len(jacobians[0])
             start = fixed_basis(size, size).T
-            wanted = numpy_exponents(jacobians, start, burn_in=10)
-            np.testing.assert_allclose(got.exponents[sequence], wanted, **CHAIN)
+            expected = numpy_exponents(jacobians, start, burn_in=10)
+            np.testing.assert_allclose(got.exponents[sequence], expected, **CHAIN)
 
 
 def test_a_shifted_or_reversed_sequence_of_jacobians_is_seen(float64):
@@ -210,11 +210,11 @@ def chaotic():
     """A chaotic Elman network of 20 units with a batch of 2, in float64."""
     rng = np.random.default_rng(3)
     kernel = 4 * rng.normal(size=(20, 20)) / np.sqrt(20)
-    params = jaxrnn.ElmanParams(array(np.zeros((1, 20))), array(kernel), None)
+    params = jaxrnn.cells.ElmanParams(array(np.zeros((1, 20))), array(kernel), None)
     return (
         jaxrnn.elman(20, use_bias=False),
         params,
-        jaxrnn.ElmanState(array(rng.normal(size=(2, 20)))),
+        jaxrnn.cells.ElmanState(array(rng.normal(size=(2, 20)))),
     )
 
 
@@ -258,8 +258,8 @@ def test_the_standard_error_of_a_weighted_average_is_honest_too(float64):
     got = lyapunov_exponents(multiply, (), drive, np.ones((300, 1)), weighted=True)
     times = (np.arange(400) + 0.5) / 400
     weights = np.exp(-1 / (times * (1 - times)))
-    wanted = np.average(np.log(drive), axis=0, weights=weights)
-    np.testing.assert_allclose(got.exponents, wanted, atol=1e-12)
+    expected = np.average(np.log(drive), axis=0, weights=weights)
+    np.testing.assert_allclose(got.exponents, expected, atol=1e-12)
     spread = np.sqrt(np.sum(weights**2)) / np.sum(weights)
     # 8 blocks of 300 repetitions estimate it to about 1 in 65, and 50 steps make a rough integral.
     error = np.sqrt(np.mean(np.square(got.standard_error)))
@@ -312,13 +312,13 @@ def test_parallel_tangents_are_told_apart(float64, size):
 def test_float32_agrees_with_float64(chaotic):
     cell, params, state = chaotic
     with x64():
-        wanted = lyapunov_exponents(cell, params, nothing(20, 2), state).exponents
+        expected = lyapunov_exponents(cell, params, nothing(20, 2), state).exponents
     arguments = jax.tree.map(np.float32, (params, nothing(20, 2), state))
     got = lyapunov_exponents(cell, *arguments).exponents
     assert got.dtype == np.float32
     # 20 chaotic steps enlarge the rounding of 6e-8. The last exponents are of units so saturated
     # that float32 knows nothing of their derivatives.
-    np.testing.assert_allclose(got[:, :12], wanted[:, :12], atol=1e-3)
+    np.testing.assert_allclose(got[:, :12], expected[:, :12], atol=1e-3)
 
 
 @pytest.mark.slow
@@ -360,10 +360,10 @@ def test_a_bare_step_and_a_state_of_mixed_shapes(float64):
 
     state = {"a": np.ones((2, 2, 2)), "b": np.ones(2)}
     got = lyapunov_exponents(step, np.float64(2.0), nothing(20, 2), state)
-    wanted = np.log([[2, 2, 2, 2, 0.5]] * 2)
+    expected = np.log([[2, 2, 2, 2, 0.5]] * 2)
     assert got.exponents.shape == (2, 5)
     got = lyapunov_exponents(step, np.float64(2.0), nothing(60, 2), state, burn_in=40)
-    np.testing.assert_allclose(got.exponents, wanted, atol=1e-10)
+    np.testing.assert_allclose(got.exponents, expected, atol=1e-10)
 
 
 def turned(params, state, inputs):
@@ -375,13 +375,13 @@ def test_a_complex_state_is_two_real_ones(float64):
     factors: Any = array([0.5j, 2 * np.exp(0.3j), -1.0])
     state = array(np.ones((2, 3), complex))
     got = lyapunov_exponents(turned, factors, nothing(60, 2), state, burn_in=40)
-    wanted = np.log([2, 2, 1, 1, 0.5, 0.5])
-    np.testing.assert_allclose(got.exponents, [wanted, wanted], atol=1e-9)
+    expected = np.log([2, 2, 1, 1, 0.5, 0.5])
+    np.testing.assert_allclose(got.exponents, [expected, expected], atol=1e-9)
     values = jacobian_spectrum(turned, factors, nothing(5, 2), state, lags=[3])[0]
-    np.testing.assert_allclose(values, [np.exp(3 * wanted)] * 2, rtol=1e-12)
+    np.testing.assert_allclose(values, [np.exp(3 * expected)] * 2, rtol=1e-12)
     with pytest.raises(ValueError, match="params: got NaN or infinity"):
         lyapunov_exponents(turned, factors * np.nan, nothing(60, 2), state)
-    with pytest.raises(ValueError, match=r"state: got complex128\[3\], wanted .* \[2\]"):
+    with pytest.raises(ValueError, match=r"state: got complex128\[3\], expected .* \[2\]"):
         lyapunov_exponents(turned, factors, nothing(60, 2), state[0])
 
 
@@ -396,8 +396,8 @@ def test_derivatives_are_finite_differences(float64):
 
     size = 1e-5
     value, slope = jax.jit(largest), jax.jit(jax.grad(largest))
-    wanted = (value(1 + size) - value(1 - size)) / (2 * size)
-    np.testing.assert_allclose(slope(1.0), wanted, rtol=1e-6)
+    expected = (value(1 + size) - value(1 - size)) / (2 * size)
+    np.testing.assert_allclose(slope(1.0), expected, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -450,15 +450,15 @@ def test_dimension_and_entropy(exponents, dimension, rate):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"num_exponents": 7}, ValueError, "num_exponents: got 7, wanted at most 6"),
+        ({"num_exponents": 7}, ValueError, "num_exponents: got 7, expected at most 6"),
         ({"num_exponents": 0}, ValueError, "num_exponents: got 0"),
         ({"num_exponents": 2.0}, TypeError, "num_exponents: got float"),
-        ({"burn_in": 5}, ValueError, "burn_in: got 5 for inputs of 5 steps, wanted fewer"),
+        ({"burn_in": 5}, ValueError, "burn_in: got 5 for inputs of 5 steps, expected fewer"),
         ({"burn_in": -1}, ValueError, "burn_in: got -1"),
         ({"qr_every": 0}, ValueError, "qr_every: got 0"),
         ({"tolerance": -1.0}, ValueError, "tolerance: got -1.0"),
         ({"weighted": 1}, TypeError, "weighted: got int 1"),
-        ({"cell": "lstm"}, TypeError, "cell: got str 'lstm', wanted a jaxrnn.Cell or a function"),
+        ({"cell": "lstm"}, TypeError, "cell: got str 'lstm', expected a jaxrnn.Cell or a function"),
         ({"cell": jaxrnn.gru(3)}, TypeError, "params: got LSTMParams"),
         (
             {"inputs": np.ones((0, 2, 2), np.float32)},
@@ -474,12 +474,12 @@ def test_dimension_and_entropy(exponents, dimension, rate):
         ({"inputs": np.ones((5, 2, 2), int)}, TypeError, "inputs: got int64"),
         ({"inputs": np.ones((2,), np.float32)}, ValueError, r"inputs: got float32\[2\]"),
         (
-            {"state": jaxrnn.LSTMState(*array(np.ones((2, 2, 3), np.int32)))},
+            {"state": jaxrnn.cells.LSTMState(*array(np.ones((2, 2, 3), np.int32)))},
             TypeError,
-            r"state.hidden: got int32\[2, 3\], wanted a floating dtype",
+            r"state.hidden: got int32\[2, 3\], expected a floating dtype",
         ),
         (
-            {"state": jaxrnn.LSTMState(*array(np.full((2, 2, 3), np.inf, np.float32)))},
+            {"state": jaxrnn.cells.LSTMState(*array(np.full((2, 2, 3), np.inf, np.float32)))},
             ValueError,
             "state.hidden: got NaN or inf",
         ),
@@ -505,7 +505,9 @@ def test_sixteen_bits_are_refused():
     params = cell.init(jax.random.key(0), 2, dtype=jnp.bfloat16)
     inputs = jnp.ones((5, 2), jnp.bfloat16)
     for measure in (lyapunov_exponents, functools.partial(jacobian_spectrum, lags=[1])):
-        with pytest.raises(TypeError, match=r"state.hidden: got bfloat16\[3\], wanted float32 or"):
+        with pytest.raises(
+            TypeError, match=r"state.hidden: got bfloat16\[3\], expected float32 or"
+        ):
             measure(cell, params, inputs)
 
 
@@ -515,7 +517,7 @@ def test_params_that_are_not_finite_and_a_step_without_a_state():
     inputs = array(np.ones((5, 2), np.float32))
     with pytest.raises(ValueError, match=r"params\.kernel: got NaN or inf"):
         lyapunov_exponents(cell, params._replace(kernel=params.kernel * np.inf), inputs)
-    with pytest.raises(TypeError, match="state: got None, wanted a state"):
+    with pytest.raises(TypeError, match="state: got None, expected a state"):
         lyapunov_exponents(lambda params, state, x: (state, x), (), inputs)
 
 

@@ -13,7 +13,7 @@ import jaxrnn
 
 
 def start(path, *, steps=7, directory=None, on_report=None, data=(0.1, -0.7, 3.0)):
-    write = jaxrnn.metrics_writer(path)
+    write = jaxrnn.training.metrics_writer(path)
 
     def report(step, result):
         write(step, result)
@@ -30,7 +30,7 @@ def start(path, *, steps=7, directory=None, on_report=None, data=(0.1, -0.7, 3.0
         report_every=3,
         on_report=report,
         progress=False,
-        checkpoints=directory and jaxrnn.Checkpoints(directory, every=2),
+        checkpoints=directory and jaxrnn.training.Checkpoints(directory, every=2),
     )
 
 
@@ -82,7 +82,7 @@ def test_a_run_that_goes_on_leaves_no_gap_and_no_row_twice(tmp_path, suffix, tor
 def test_the_bad_step_is_in_the_file(tmp_path):
     for suffix, bad in ((".csv", "nan"), (".jsonl", "null")):
         path = tmp_path / f"curve{suffix}"
-        with pytest.raises(jaxrnn.NonFiniteError):
+        with pytest.raises(jaxrnn.training.NonFiniteError):
             start(path, data=(0.1, 0.2, 0.3, np.nan))
         lines = path.read_text().splitlines()
         assert len(lines) == 4 + (suffix == ".csv")
@@ -97,13 +97,15 @@ def test_a_new_run_begins_a_new_file(tmp_path):
 
 
 def test_bad_input_of_metrics_writer():
-    with pytest.raises(TypeError, match="path: got int 3, wanted a path"):
-        jaxrnn.metrics_writer(3)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"path: got 'curve.txt', wanted it to end in .csv or"):
-        jaxrnn.metrics_writer("curve.txt")
+    with pytest.raises(TypeError, match="path: got int 3, expected a path"):
+        jaxrnn.training.metrics_writer(3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"path: got 'curve.txt', expected it to end in .csv or"):
+        jaxrnn.training.metrics_writer("curve.txt")
 
 
 def test_the_result_of_a_sweep_is_refused(tmp_path):
-    result = jaxrnn.FitResult(None, None, None, *[np.ones((3, 2), np.float32)] * 2)
-    with pytest.raises(ValueError, match=r"result: got losses float32\[3, 2\], wanted .* one run"):
-        jaxrnn.metrics_writer(tmp_path / "curve.csv")(2, result)
+    result = jaxrnn.training.FitResult(None, None, None, *[np.ones((3, 2), np.float32)] * 2)
+    with pytest.raises(
+        ValueError, match=r"result: got losses float32\[3, 2\], expected .* one run"
+    ):
+        jaxrnn.training.metrics_writer(tmp_path / "curve.csv")(2, result)

@@ -51,15 +51,15 @@ def weights():
     return np.cos(np.arange(T * B * H, dtype=jnp.result_type(float))).reshape(T, B, H)
 
 
-def assert_close(got, wanted):
+def assert_close(got, expected):
     assert got.dtype == jnp.result_type(float)
-    assert relative_error(got, wanted) < PEERS_RELATIVE[str(got.dtype)]
+    assert relative_error(got, expected) < PEERS_RELATIVE[str(got.dtype)]
 
 
-def assert_gradients_close(got, wanted):
+def assert_gradients_close(got, expected):
     # They are sums over all steps, whose terms cancel: in float32 that leaves fewer digits.
     if got.dtype == jnp.float64:
-        assert_close(got, wanted)
+        assert_close(got, expected)
 
 
 # PyTorch: kernels are transposed, gates are in our order, and there are always two biases.
@@ -117,7 +117,7 @@ def test_pytorch(cell, layer, options, dtype):
 @pytest.mark.parametrize("size", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_pytorchs_projection(size, dtype):
     torch = framework("torch")
-    cell = jaxrnn.projection(jaxrnn.lstm(H), size)
+    cell = jaxrnn.wrappers.projection(jaxrnn.lstm(H), size)
     params, inputs, state = problem(cell, length=T, batch=(B,), features=I)
 
     def tensor(array):

@@ -144,24 +144,24 @@ def test_a_clear_error_without_matplotlib(monkeypatch):
         (plots.gradient_norms, (SHARES,), ValueError, r"norms: got float32\[20, 5, 4\]"),
         (plots.gradient_norms, ([1.0],), TypeError, "norms: got list"),
         (plots.gradient_map, (0 * NORMS,), ValueError, "norms: got none that is positive"),
-        (plots.jacobian_spectrum, (NORMS, [1]), ValueError, "lags: got 1, wanted 20"),
-        (plots.lyapunov_spectrum, (NORMS,), TypeError, "wanted a LyapunovSpectrum"),
+        (plots.jacobian_spectrum, (NORMS, [1]), ValueError, "lags: got 1, expected 20"),
+        (plots.lyapunov_spectrum, (NORMS,), TypeError, "expected a LyapunovSpectrum"),
         (
             plots.lyapunov_spectrum,
             (SPECTRUM._replace(exponents=jnp.zeros((2, 3))),),
             ValueError,
-            "wanted those of one sequence",
+            "expected those of one sequence",
         ),
         (plots.saturation_map, (NORMS[:, 0],), ValueError, "shares: got"),
         (plots.saturation_map, (SHARES[:, :0],), ValueError, r"shares: got float32\[20, 0, 4\]"),
-        (plots.gate_map, (NORMS,), TypeError, "gates: got .*, wanted a GateStatistics"),
+        (plots.gate_map, (NORMS,), TypeError, "gates: got .*, expected a GateStatistics"),
         (
             plots.gate_map,
             (GateStatistics(*(field[:0] for field in GATES)),),
             ValueError,
             r"gates.forget: got float32\[0, 5\]",
         ),
-        (plots.gate_map, (GATES, "axes"), TypeError, "axes: got str 'axes', wanted matplotlib's"),
+        (plots.gate_map, (GATES, "axes"), TypeError, "axes: got str 'axes', expected matplotlib's"),
     ],
 )
 def test_bad_input(draw, data, error, message):
@@ -170,8 +170,8 @@ def test_bad_input(draw, data, error, message):
 
 
 def test_labels_must_be_one_each(axes):
-    with pytest.raises(ValueError, match="labels: got 2, wanted 3"):
+    with pytest.raises(ValueError, match="labels: got 2, expected 3"):
         plots.gradient_norms(NORMS, axes, labels="ab")
     one: Any = 3
-    with pytest.raises(TypeError, match="labels: got int 3, wanted a sequence of names"):
+    with pytest.raises(TypeError, match="labels: got int 3, expected a sequence of names"):
         plots.gradient_norms(NORMS, axes, labels=one)

@@ -109,10 +109,10 @@ def test_values_and_gradients_are_those_of_each_sequence(cell, engine, kind, rev
 
         ours = functools.partial(loss, jaxrnn.unroll, engine=engine, return_states=True)
         theirs = functools.partial(loss, one_by_one)
-        got, wanted = (
+        got, expected = (
             jax.jit(jax.value_and_grad(each, has_aux=True))(arguments) for each in (ours, theirs)
         )
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, expected)
 
 
 @pytest.mark.usefixtures("float64")
@@ -173,11 +173,11 @@ STREAMS = [
 @pytest.mark.parametrize(("engine", "windows"), STREAMS)
 def test_a_stack_in_windows_is_one_long_call_to_the_last_bit(engine, windows):
     """With whole numbers, whose sums are exact in any order: so nothing but rounding differs."""
-    cell = jaxrnn.learned_initial_state(jaxrnn.elman(H, activation=jax.nn.identity))
+    cell = jaxrnn.wrappers.learned_initial_state(jaxrnn.elman(H, activation=jax.nn.identity))
     model = jaxrnn.serial(
         jaxrnn.embedding(5, H),
         jaxrnn.rnn(cell, engine=engine),
-        jaxrnn.residual(jaxrnn.rnn(cell, engine=engine)),
+        jaxrnn.layers.residual(jaxrnn.rnn(cell, engine=engine)),
         jaxrnn.dense(2),
     )
     rng = np.random.default_rng(0)
@@ -185,7 +185,7 @@ def test_a_stack_in_windows_is_one_long_call_to_the_last_bit(engine, windows):
     params = jax.tree.map(lambda leaf: rng.integers(-2, 3, leaf.shape).astype(float), spec)
     text = rng.integers(0, 5, (T, B))
     apply = jax.jit(model.apply)
-    wanted = apply(params, None, text, **KINDS["all"])
+    expected = apply(params, None, text, **KINDS["all"])
     state, parts, start = None, [], 0
     for steps in windows:
         here = slice(start, start + steps)
@@ -198,8 +198,8 @@ def test_a_stack_in_windows_is_one_long_call_to_the_last_bit(engine, windows):
         parts.append(part)
         start += steps
     assert start == T
-    jax.tree.map(np.testing.assert_array_equal, (state, jnp.concatenate(parts)), wanted)
-    assert len(np.unique(wanted[1])) > T
+    jax.tree.map(np.testing.assert_array_equal, (state, jnp.concatenate(parts)), expected)
+    assert len(np.unique(expected[1])) > T
 
 
 @pytest.mark.usefixtures("float64")
@@ -209,14 +209,14 @@ def test_lengths_of_any_integer_dtype_within_jit(dtype, many):
     cell = jaxrnn.elman(H)
     params, inputs, state = problem(cell, length=T, batch=(B,))
     run = jax.jit(lambda lengths: jaxrnn.unroll(cell, params, inputs, state, lengths=lengths))
-    got, wanted = run(np.array([many, 3, 0, 5], dtype)), run(LENGTHS)
-    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+    got, expected = run(np.array([many, 3, 0, 5], dtype)), run(LENGTHS)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
 def test_layouts_and_transformations():
     cell = jaxrnn.gru(H)
     params, inputs, state = problem(cell, length=T, batch=(B,))
-    wanted = jaxrnn.unroll(
+    expected = jaxrnn.unroll(
         cell, params, inputs, state, lengths=LENGTHS, resets=RESETS, mask=MASK, return_states=True
     )
     final, outputs, states = jaxrnn.unroll(
@@ -232,7 +232,7 @@ def test_layouts_and_transformations():
     )
     back = functools.partial(jnp.moveaxis, source=1, destination=0)
     got = final, back(outputs), jax.tree.map(back, states)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, expected)
 
     def single(inputs, state, length, resets, mask):
         return jaxrnn.unroll(
@@ -248,7 +248,7 @@ def test_layouts_and_transformations():
 
     mapped = jax.jit(jax.vmap(single, (1, 0, 0, 1, 1), (0, 1, 1)))
     got = mapped(inputs, state, LENGTHS, RESETS, MASK)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, expected)
 
 
 @pytest.mark.slow
@@ -298,8 +298,8 @@ def test_the_last_output_is_that_of_the_last_real_step(reverse):
         final, output = layer.apply(params, state, inputs, **options)
         real = np.arange(T)[:, None] < LENGTHS if "lengths" in options else MASK
         # Of a GRU the output is the state; a sequence without real steps has no output.
-        wanted = np.where(real.any(0)[:, None], final.hidden, 0)
-        np.testing.assert_array_equal(output, wanted)
+        expected = np.where(real.any(0)[:, None], final.hidden, 0)
+        np.testing.assert_array_equal(output, expected)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -314,9 +314,9 @@ def test_the_last_output_of_any_shape(reverse):
     for batch, lengths in ((3, np.array([1, 2, 3])), ((), np.array(2))):
         of_batch = inputs if batch else inputs[:, 0]
         _, (plain, matrix) = layer.apply((), None, of_batch, lengths=lengths)
-        wanted = np.array([2, 3, 3.5])[lengths - 1]
-        np.testing.assert_array_equal(plain, wanted)
-        np.testing.assert_array_equal(matrix, wanted[..., None, None] * np.ones((2, 3)))
+        expected = np.array([2, 3, 3.5])[lengths - 1]
+        np.testing.assert_array_equal(plain, expected)
+        np.testing.assert_array_equal(matrix, expected[..., None, None] * np.ones((2, 3)))
     _, (plain, matrix) = layer.apply((), None, inputs)
     assert (plain == 3.5).all()
     assert matrix.shape == (3, 2, 3)
@@ -327,7 +327,7 @@ def test_the_last_output_of_any_shape(reverse):
 def test_a_stack_hands_lengths_on():
     model = jaxrnn.serial(
         jaxrnn.embedding(5, 3),
-        jaxrnn.residual(jaxrnn.rnn(jaxrnn.gru(3))),
+        jaxrnn.layers.residual(jaxrnn.rnn(jaxrnn.gru(3))),
         jaxrnn.serial(jaxrnn.dense(4), jaxrnn.bidirectional(jaxrnn.lstm(2))),
         jaxrnn.dense(2),
     )
@@ -354,7 +354,7 @@ def test_bidirectional_agrees_with_packed_sequences():
             getattr(theirs, f"{name}_l0{suffix}").detach().numpy()
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
-        return jaxrnn.LSTMParams(*map(jnp.asarray, (kernel.T, recurrent.T, bias + more)))
+        return jaxrnn.cells.LSTMParams(*map(jnp.asarray, (kernel.T, recurrent.T, bias + more)))
 
     layer = jaxrnn.bidirectional(jaxrnn.lstm(H))
     params = weights(""), weights("_reverse")
@@ -389,13 +389,13 @@ def test_bidirectional_agrees_with_packed_sequences():
     [
         ({"lengths": [7, 3, 0, 5]}, TypeError, "lengths: got list"),
         ({"lengths": LENGTHS.astype(float)}, TypeError, r"lengths: got float64\[4\]"),
-        ({"lengths": np.array([7, 3])}, ValueError, r"lengths: got int64\[2\], wanted.*\(4,\)"),
-        ({"lengths": np.array(7)}, ValueError, r"lengths: got int64\[\], wanted.*\(4,\)"),
+        ({"lengths": np.array([7, 3])}, ValueError, r"lengths: got int64\[2\], expected.*\(4,\)"),
+        ({"lengths": np.array(7)}, ValueError, r"lengths: got int64\[\], expected.*\(4,\)"),
         ({"lengths": np.array([8, 3, 0, 5])}, ValueError, "lengths: got integers from 0 to 8"),
         ({"lengths": np.array([7, -1, 0, 5])}, ValueError, "lengths: got integers from -1 to 7"),
-        ({"mask": MASK.astype(int)}, TypeError, r"mask: got int64\[7, 4\], wanted .*bools"),
-        ({"mask": True}, TypeError, "mask: got bool True, wanted .*bools"),
-        ({"mask": MASK.T}, ValueError, r"mask: got bool\[4, 7\], wanted bool\[7, 4\]"),
+        ({"mask": MASK.astype(int)}, TypeError, r"mask: got int64\[7, 4\], expected .*bools"),
+        ({"mask": True}, TypeError, "mask: got bool True, expected .*bools"),
+        ({"mask": MASK.T}, ValueError, r"mask: got bool\[4, 7\], expected bool\[7, 4\]"),
         ({"mask": MASK[:6]}, ValueError, r"mask: got bool\[6, 4\]"),
         ({"resets": RESETS.astype(float)}, TypeError, r"resets: got float64\[7, 4\]"),
         ({"resets": RESETS[..., None]}, ValueError, r"resets: got bool\[7, 4, 1\]"),

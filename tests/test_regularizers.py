@@ -53,8 +53,8 @@ def test_pascanus_penalty_and_its_gradient(float64):
         return regularizers.pascanu(last, cell, params, inputs, state)
 
     kernel = numpy_params.recurrent_kernel
-    wanted = numpy_pascanu(kernel, numpy_params, numpy_inputs, hidden)
-    np.testing.assert_allclose(penalty(params), wanted, **FLOAT64)
+    expected = numpy_pascanu(kernel, numpy_params, numpy_inputs, hidden)
+    np.testing.assert_allclose(penalty(params), expected, **FLOAT64)
     size = 1e-6
     gradient = np.zeros((H, H))
     for place in np.ndindex(H, H):
@@ -70,16 +70,16 @@ def test_pascanus_penalty_and_its_gradient(float64):
 
 
 @pytest.mark.parametrize(
-    ("factor", "length", "size", "wanted"),
+    ("factor", "length", "size", "expected"),
     [(0.5, 20, 1e-24, 19 / 4), (2.0, 120, 1.0, 119), (1.0, 20, np.nan, np.nan)],
 )
-def test_pascanus_penalty_of_any_gradients_size(factor, length, size, wanted):
+def test_pascanus_penalty_of_any_gradients_size(factor, length, size, expected):
     cell = jaxrnn.elman(2, activation=jax.nn.identity, use_bias=False)
-    params = jaxrnn.ElmanParams(jnp.ones((1, 2)), factor * jnp.eye(2), None)
+    params = jaxrnn.cells.ElmanParams(jnp.ones((1, 2)), factor * jnp.eye(2), None)
     got = regularizers.pascanu(
         lambda outputs: size * outputs[-1].sum(), cell, params, jnp.zeros((length, 1))
     )
-    np.testing.assert_allclose(got, wanted, **FLOAT32)
+    np.testing.assert_allclose(got, expected, **FLOAT32)
 
 
 @pytest.mark.parametrize("row", DEEP)
@@ -102,8 +102,8 @@ def test_a_bare_steps_penalty_is_its_cells(name):
     penalty = getattr(regularizers, name)
     if name == "pascanu":
         penalty = functools.partial(penalty, last)
-    wanted = penalty(cell, *arguments)
-    np.testing.assert_allclose(penalty(cell.step, *arguments), wanted, **FLOAT32)
+    expected = penalty(cell, *arguments)
+    np.testing.assert_allclose(penalty(cell.step, *arguments), expected, **FLOAT32)
 
 
 @pytest.mark.slow
@@ -140,8 +140,8 @@ def test_flossings_gradient_is_that_of_finite_differences(float64):
 
     size = 1e-5
     got, slope = jax.jit(penalty), jax.jit(jax.grad(penalty))
-    wanted = (got(size) - got(-size)) / (2 * size)
-    np.testing.assert_allclose(slope(0.0), wanted, rtol=1e-6)
+    expected = (got(size) - got(-size)) / (2 * size)
+    np.testing.assert_allclose(slope(0.0), expected, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -177,7 +177,7 @@ def test_descent_lengthens_the_horizon(name):
 def test_bad_input():
     cell = jaxrnn.elman(H)
     params, inputs, _ = problem(cell)
-    with pytest.raises(ValueError, match="num_exponents: got 4, wanted at most 3"):
+    with pytest.raises(ValueError, match="num_exponents: got 4, expected at most 3"):
         regularizers.flossing(cell, params, inputs, num_exponents=4)
     with pytest.raises(ValueError, match="inputs: got NaN or infinity"):
         regularizers.flossing(cell, params, inputs * jnp.nan)
@@ -185,7 +185,7 @@ def test_bad_input():
         regularizers.pascanu(last, cell, params, inputs * jnp.nan)
     with pytest.raises(TypeError, match="loss: returned float32"):
         regularizers.pascanu(lambda outputs: outputs, cell, params, inputs)
-    with pytest.raises(ValueError, match=r"inputs: got .* wanted at least one step"):
+    with pytest.raises(ValueError, match=r"inputs: got .* expected at least one step"):
         regularizers.pascanu(last, cell, params, inputs[:0])
     with pytest.raises(ValueError, match=r"inputs: got float.*\[6, 0, 3\], .* one sequence"):
         regularizers.pascanu(last, cell, params, inputs[:, :0])

@@ -37,9 +37,9 @@ def drawn(cell, rng, features=I) -> Any:
         "recurrent_kernel": np.concatenate([orthogonal(rng, H) for _ in range(gates)], -1),
         "bias": np.zeros(gates * H),
     }
-    if isinstance(params, jaxrnn.LSTMParams):
+    if isinstance(params, jaxrnn.cells.LSTMParams):
         fields["bias"][H : 2 * H] = 1.0
-    if isinstance(params, jaxrnn.GRUParams):
+    if isinstance(params, jaxrnn.cells.GRUParams):
         fields["recurrent_bias"] = params.recurrent_bias and np.zeros(gates * H)
     return jax.tree.map(jnp.float32, type(params)(**fields))
 
@@ -50,7 +50,7 @@ def drawn_stack(cells, rng) -> Any:
         jnp.float32(rng.normal(size=(7, features)) / np.sqrt(features)),
         drawn(cells[0], rng, features),
         drawn(cells[1], rng, H),
-        jaxrnn.DenseParams(jnp.float32(rng.normal(size=(H, 3)) / 4), jnp.zeros(3)),
+        jaxrnn.layers.DenseParams(jnp.float32(rng.normal(size=(H, 3)) / 4), jnp.zeros(3)),
     )
 
 
@@ -183,7 +183,7 @@ def test_it_names_the_planted_fault_and_the_remedy_helps(broken):
         assert np.isnan(before) or before < -0.1
         assert after > -0.01
     else:
-        assert found.layers[finding.layer or 0].verdict == "dies"
+        assert found.layers[finding.layer or 0].verdict == "vanishes"
         assert np.isnan(before) or abs(after) < before / 2
         assert finding.after.steps > 2 * finding.before.steps
 
@@ -347,15 +347,15 @@ def test_bad_input():
     _, cell, params, inputs = arguments(BROKEN[0])
     dense = {
         "cell": jaxrnn.serial(jaxrnn.dense(2)),
-        "params": (jaxrnn.DenseParams(jnp.ones((I, 2)), jnp.zeros(2)),),
+        "params": (jaxrnn.layers.DenseParams(jnp.ones((I, 2)), jnp.zeros(2)),),
     }
     changes: list[tuple[dict[str, Any], Any, str]] = [
         ({"loss": "mean"}, TypeError, "loss: got str"),
         ({"loss": lambda outputs: outputs}, TypeError, "loss: returned float32"),
-        ({"cell": "lstm"}, TypeError, "cell: got str 'lstm', wanted a jaxrnn.Cell"),
+        ({"cell": "lstm"}, TypeError, "cell: got str 'lstm', expected a jaxrnn.Cell"),
         (dense, ValueError, "a layer that unrolls a cell"),
         ({"cell": jaxrnn.rnn(cell, reverse=True)}, ValueError, "layer that runs backwards"),
-        ({"inputs": inputs[:0]}, ValueError, "wanted at least one step"),
+        ({"inputs": inputs[:0]}, ValueError, "expected at least one step"),
         ({"fraction": 2.0}, ValueError, "fraction: got 2.0"),
     ]
     good = {"loss": last, "cell": cell, "params": params, "inputs": inputs, "write": None}

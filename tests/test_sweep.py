@@ -80,8 +80,8 @@ def test_each_member_is_as_if_trained_alone(members, data, own_keys):
     assert len(result.params["bias"].devices()) == (2 if members % 2 == 0 else 1)
     last = members - 1
     own_key = key[last] if own_keys else key
-    wanted = alone(setup, member(settings(members), last), data, own_key, **arguments)
-    jax.tree.map(close, member(result, last), wanted)
+    expected = alone(setup, member(settings(members), last), data, own_key, **arguments)
+    jax.tree.map(close, member(result, last), expected)
     assert len({float(value) for value in result.losses[:, 0]}) == members
 
 
@@ -116,8 +116,8 @@ def test_old_keys_are_keys():
     for keys, members in ((key, 2), (jax.random.split(key, 2), 2)):
         result = jaxrnn.sweep(setup, settings(members), batches, steps=1, key=keys)
         own = keys if keys.ndim == 1 else keys[1]
-        wanted = alone(setup, member(settings(members), 1), batches, own, steps=1)
-        close(result.losses[1], wanted.losses)
+        expected = alone(setup, member(settings(members), 1), batches, own, steps=1)
+        close(result.losses[1], expected.losses)
 
 
 def test_every_member_has_a_carry_of_its_own():
@@ -149,8 +149,8 @@ def test_a_gru_learns_the_same_in_a_sweep():
     data = functools.partial(jaxrnn.tasks.adding, batch_size=4, length=6)
     rates = np.array([1e-2, 3e-2], np.float32)
     result = jaxrnn.sweep(setup, rates, data, steps=20, key=KEY)
-    wanted = alone(setup, rates[1], data, KEY, steps=20)
-    np.testing.assert_allclose(result.losses[1], wanted.losses, rtol=1e-3)
+    expected = alone(setup, rates[1], data, KEY, steps=20)
+    np.testing.assert_allclose(result.losses[1], expected.losses, rtol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -161,23 +161,23 @@ def test_dtypes_other_than_the_default(dtype):
     with x64():
         starts, data = jnp.array([0.5, 2.0], dtype), jnp.array([1.0, 3.0], dtype)
         result = jaxrnn.sweep(setup, starts, data, steps=3, key=KEY)
-        wanted = alone(setup, starts[1], data, KEY, steps=3)
+        expected = alone(setup, starts[1], data, KEY, steps=3)
     assert result.params.dtype == result.losses.dtype == dtype
-    jax.tree.map(np.testing.assert_array_equal, member(result, 1), wanted)
+    jax.tree.map(np.testing.assert_array_equal, member(result, 1), expected)
 
 
 def test_a_setting_is_an_array_and_no_number():
-    def by_value(rate, key):
+    def saving_output(rate, key):
         return loss, {"kernel": jnp.zeros(int(rate)), "bias": jnp.zeros(())}, optax.sgd(0.1)
 
     with pytest.raises(jax.errors.ConcretizationTypeError):
-        jaxrnn.sweep(by_value, jnp.array([3.0, 4.0]), ARRAYS, steps=2, key=KEY)
+        jaxrnn.sweep(saving_output, jnp.array([3.0, 4.0]), ARRAYS, steps=2, key=KEY)
 
 
 # A few members are looked at once, made one by one, and trained by one program; many are made by
 # one program and trained by one.
-@pytest.mark.parametrize(("members", "wanted"), [(2, 4), (40, 2)])
-def test_setup_is_called_as_often_for_many_steps_as_for_few(members, wanted):
+@pytest.mark.parametrize(("members", "expected"), [(2, 4), (40, 2)])
+def test_setup_is_called_as_often_for_many_steps_as_for_few(members, expected):
     counts = []
     for steps in (3, 50):
         traces = []
@@ -188,7 +188,7 @@ def test_setup_is_called_as_often_for_many_steps_as_for_few(members, wanted):
 
         jaxrnn.sweep(setup, jnp.ones(members), jnp.ones(3), steps=steps, report_every=3, key=KEY)
         counts.append(len(traces))
-    assert counts == [wanted, wanted]
+    assert counts == [expected, expected]
 
 
 # Losses that are not finite ---------------------------------------------------------------------
@@ -209,16 +209,16 @@ def test_a_member_that_diverges_stops_and_harms_no_other(report_every):
     arguments = {"steps": 6, "clip_norm": 1.0, "report_every": report_every}
     result = jaxrnn.sweep(setup, starts, data, key=KEY, **arguments)
     for number in (0, 2):
-        wanted = alone(setup, starts[number], data, KEY, **arguments)
-        jax.tree.map(close, member(result, number), wanted)
-    with pytest.raises(jaxrnn.NonFiniteError) as caught:
+        expected = alone(setup, starts[number], data, KEY, **arguments)
+        jax.tree.map(close, member(result, number), expected)
+    with pytest.raises(jaxrnn.training.NonFiniteError) as caught:
         alone(setup, starts[1], data, KEY, **arguments)
-    wanted = caught.value.result
-    assert wanted.losses.shape == (4,)
-    close(result.params[1], wanted.params)
-    close(result.losses[1], [*wanted.losses, np.nan, np.nan])
-    close(result.gradient_norms[1], [*wanted.gradient_norms, np.nan, np.nan])
-    assert result.skipped[1] == wanted.skipped + 2
+    expected = caught.value.result
+    assert expected.losses.shape == (4,)
+    close(result.params[1], expected.params)
+    close(result.losses[1], [*expected.losses, np.nan, np.nan])
+    close(result.gradient_norms[1], [*expected.gradient_norms, np.nan, np.nan])
+    assert result.skipped[1] == expected.skipped + 2
     assert (np.delete(result.skipped, 1) == 0).all()
 
 
@@ -245,12 +245,12 @@ def test_a_stopped_member_stays_stopped_where_its_optimizer_skips_steps():
         ({"setup": lambda setting, key: loss}, TypeError, "setup: returned function"),
         ({"setup": lambda s, key: (loss, 0.0)}, TypeError, r"setup: returned tuple.*\(loss, para"),
         ({"settings": None}, TypeError, "settings: got None and a single key"),
-        ({"settings": 0.1}, TypeError, "settings: got float 0.1, wanted arrays"),
+        ({"settings": 0.1}, TypeError, "settings: got float 0.1, expected arrays"),
         ({"settings": [0.1, 0.2]}, TypeError, "settings: got list"),
         ({"settings": np.array([2**40])}, ValueError, r"settings\[0\]: got int64\[1\], whose"),
         ({"settings": np.ones(0)}, ValueError, r"settings: got \[0\] members"),
         ({"settings": (np.ones(2), np.ones(3))}, ValueError, r"settings: got \[2, 3\] members"),
-        ({"key": jax.random.split(KEY, 3)}, ValueError, r"key: got key<fry>\[3\], wanted 2 keys"),
+        ({"key": jax.random.split(KEY, 3)}, ValueError, r"key: got key<fry>\[3\], expected 2 keys"),
         ({"key": jax.random.split(KEY, (2, 2))}, ValueError, r"key: got key<fry>\[2, 2\]"),
         ({"key": 0}, TypeError, "key: got int 0"),
         ({"steps": 0}, ValueError, "steps: got 0"),
@@ -260,7 +260,11 @@ def test_a_stopped_member_stays_stopped_where_its_optimizer_skips_steps():
         ({"batches": ()}, TypeError, "batches: got tuple"),
         ({"batches": np.ones((1, 1))}, ValueError, r"batches: got float64\[1, 1\], whose values"),
         ({"carry": np.ones(1)}, ValueError, r"carry: got float64\[1\], whose values change"),
-        ({"setup": lambda s, key: (loss, 1, optax.sgd(s))}, TypeError, "params: got int 1, wanted"),
+        (
+            {"setup": lambda s, key: (loss, 1, optax.sgd(s))},
+            TypeError,
+            "params: got int 1, expected",
+        ),
         ({"setup": lambda s, key: (loss, 1.0, None)}, TypeError, "optimizer: got NoneType"),
         ({"progress": 1}, TypeError, "progress: got int 1"),
     ],

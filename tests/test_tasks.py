@@ -34,10 +34,10 @@ def draw(task, *sizes, **settings):
     return [np.asarray(array) for array in drawn]
 
 
-def assert_mean(samples, wanted):
+def assert_mean(samples, expected):
     samples = np.asarray(samples, np.float64).ravel()
     error = samples.std() / np.sqrt(samples.size)
-    assert abs(samples.mean() - wanted) < STANDARD_ERRORS * error
+    assert abs(samples.mean() - expected) < STANDARD_ERRORS * error
 
 
 def assert_even(values, count):
@@ -91,14 +91,14 @@ def test_copy_memorys_positions(delay, num_symbols, num_to_copy):
     )
     assert np.issubdtype(inputs.dtype, np.integer)
     assert inputs.dtype == targets.dtype
-    for given, wanted in zip(inputs.T, targets.T, strict=True):
+    for given, expected in zip(inputs.T, targets.T, strict=True):
         symbols = given[:num_to_copy]
         assert ((symbols >= 1) & (symbols <= num_symbols)).all()
         blank, sign = [0], [num_symbols + 1]
         np.testing.assert_array_equal(
             given, [*symbols, *blank * (delay - 1), *sign, *blank * num_to_copy]
         )
-        np.testing.assert_array_equal(wanted, [*blank * (delay + num_to_copy), *symbols])
+        np.testing.assert_array_equal(expected, [*blank * (delay + num_to_copy), *symbols])
 
 
 def test_copy_memory_asks_for_a_symbol_delay_steps_after_the_last_came():
@@ -245,17 +245,17 @@ def test_bad_sizes(task, least):
         task = functools.partial(task, KEY)
     jax.eval_shape(functools.partial(task, **least))
     for name, size in least.items():
-        with pytest.raises(ValueError, match=f"{name}: got {size - 1}, wanted .* least {size}"):
+        with pytest.raises(ValueError, match=f"{name}: got {size - 1}, expected .* least {size}"):
             task(**{**least, name: size - 1})
         for wrong in (12.0, True, "12", None, (12, 1), np.array([12])):
-            with pytest.raises(TypeError, match=f"{name}: got .*, wanted an integer"):
+            with pytest.raises(TypeError, match=f"{name}: got .*, expected an integer"):
                 task(**{**least, name: wrong})
 
 
 @pytest.mark.parametrize("num_symbols", [2**31 - 1, 10**400])
 def test_more_symbols_than_integers(num_symbols):
     tasks.copy_memory(KEY, 1, 1, num_symbols=2**31 - 2)
-    with pytest.raises(ValueError, match=r"num_symbols: got .*, wanted at most 2147483646"):
+    with pytest.raises(ValueError, match=r"num_symbols: got .*, expected at most 2147483646"):
         tasks.copy_memory(KEY, 1, 1, num_symbols=num_symbols)
 
 

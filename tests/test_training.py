@@ -55,7 +55,7 @@ def equal(a, b):
 def plain_loop():
     """The loop in fit's docstring, 7 steps: the last train state and all metrics."""
     step = jaxrnn.train_step(loss, OPTIMIZER, clip_norm=4.0)
-    state = jaxrnn.init_train_state(PARAMS, OPTIMIZER)
+    state = jaxrnn.training.init_train_state(PARAMS, OPTIMIZER)
     metrics, make = [], jax.jit(batches)
     for number in range(7):
         batch_key, loss_key = jax.random.split(jax.random.fold_in(KEY, number))
@@ -153,7 +153,7 @@ def test_what_fit_was_given_is_left_alone():
 def test_train_step_over_seeds_is_each_seeds(plain_loop):
     step = jaxrnn.train_step(loss, OPTIMIZER, clip_norm=1.0)
     params = jax.tree.map(lambda leaf: np.stack([leaf, 2 * leaf, -leaf]), PARAMS)
-    states = jax.vmap(lambda params: jaxrnn.init_train_state(params, OPTIMIZER))(params)
+    states = jax.vmap(lambda params: jaxrnn.training.init_train_state(params, OPTIMIZER))(params)
     data = [np.random.default_rng(1).normal(size=shape) for shape in ((3, 8, 3), (3, 8))]
     data = jax.tree.map(np.float32, data)
     keys = jax.random.split(KEY, 3)
@@ -172,9 +172,11 @@ def test_clipping_is_optaxs(clip_norm):
     theirs = optax.chain(optax.clip_by_global_norm(clip_norm), plain)
     batch = np.ones((8, 3), np.float32), np.zeros(8, np.float32)
     clipped = jaxrnn.train_step(loss, ours, clip_norm=clip_norm)
-    wanted = jaxrnn.train_step(loss, theirs)
-    new, metrics = clipped(jaxrnn.init_train_state(PARAMS, ours), batch, KEY)
-    reference, reference_metrics = wanted(jaxrnn.init_train_state(PARAMS, theirs), batch, KEY)
+    expected = jaxrnn.train_step(loss, theirs)
+    new, metrics = clipped(jaxrnn.training.init_train_state(PARAMS, ours), batch, KEY)
+    reference, reference_metrics = expected(
+        jaxrnn.training.init_train_state(PARAMS, theirs), batch, KEY
+    )
     close = functools.partial(np.testing.assert_allclose, **FLOAT32)
     jax.tree.map(close, new.params, reference.params)
     # The norm measured is the one before clipping.
@@ -186,7 +188,9 @@ def test_clipping_is_optaxs(clip_norm):
 
 def test_a_zero_gradient_can_be_clipped():
     step = jaxrnn.train_step(square, optax.sgd(0.1), clip_norm=1.0)
-    state, metrics = step(jaxrnn.init_train_state(jnp.array(2.0), optax.sgd(0.1)), 2.0, KEY)
+    state, metrics = step(
+        jaxrnn.training.init_train_state(jnp.array(2.0), optax.sgd(0.1)), 2.0, KEY
+    )
     assert state.params == 2
     assert metrics == (0, 0)
 
@@ -194,7 +198,7 @@ def test_a_zero_gradient_can_be_clipped():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_dtypes_are_kept(dtype):
     step = jaxrnn.train_step(square, OPTIMIZER, clip_norm=1.0)
-    state = jaxrnn.init_train_state(jnp.ones((), dtype), OPTIMIZER)
+    state = jaxrnn.training.init_train_state(jnp.ones((), dtype), OPTIMIZER)
     new, metrics = jax.eval_shape(step, state, jnp.ones((), dtype), KEY)
     assert jax.tree.map(lambda a: a.dtype, new) == jax.tree.map(lambda a: a.dtype, state)
     assert metrics.loss.dtype == dtype
@@ -203,7 +207,7 @@ def test_dtypes_are_kept(dtype):
 @pytest.mark.parametrize(("dtype", "slope"), [("float16", 1e-4), ("float16", 300), ("bfloat16", 3)])
 def test_the_norm_of_16_bits_is_measured_in_32(dtype, slope):
     step = jaxrnn.train_step(lambda params, batch, key: (params * batch).sum(), optax.sgd(1.0))
-    state = jaxrnn.init_train_state(jnp.zeros(100, dtype), optax.sgd(1.0))
+    state = jaxrnn.training.init_train_state(jnp.zeros(100, dtype), optax.sgd(1.0))
     batch = jnp.array(slope, dtype)
     new, metrics = step(state, batch, KEY)
     np.testing.assert_allclose(metrics.gradient_norm, 10 * np.float32(batch), rtol=1e-6)
@@ -259,7 +263,7 @@ def test_the_carry_passes_and_no_gradient_passes_through_it():
 def test_a_loss_that_is_not_finite_stops_training(report_every):
     data = jnp.array([0.0, 1.0, 2.0, 3.0, np.nan, 5.0])
     with pytest.raises(
-        jaxrnn.NonFiniteError, match=r"training stopped at step 4: .* nan"
+        jaxrnn.training.NonFiniteError, match=r"training stopped at step 4: .* nan"
     ) as caught:
         fit_square(data, report_every=report_every)
     good, result = fit_square(data, steps=4), caught.value.result
@@ -275,7 +279,9 @@ def test_a_loss_that_is_not_finite_stops_training(report_every):
 
 
 def test_training_that_never_began():
-    with pytest.raises(jaxrnn.NonFiniteError, match="stopped at step 0: its loss is inf") as caught:
+    with pytest.raises(
+        jaxrnn.training.NonFiniteError, match="stopped at step 0: its loss is inf"
+    ) as caught:
         fit_square(jnp.array([np.inf]))
     assert "the step before" not in str(caught.value)
     assert caught.value.result.params == 1
@@ -287,7 +293,7 @@ def test_a_gradient_that_is_not_finite_stops_training_with_the_carry_from_before
         # At 0 the root is finite and its slope is not.
         return jnp.sqrt(params * batch), carry + 1
 
-    with pytest.raises(jaxrnn.NonFiniteError, match="step 2: its loss is 0 ") as caught:
+    with pytest.raises(jaxrnn.training.NonFiniteError, match="step 2: its loss is 0 ") as caught:
         jaxrnn.fit(
             root,
             jnp.array(1.0),
@@ -311,7 +317,7 @@ def test_a_carry_that_ceases_to_be_finite_stops_training_with_that_from_before()
     # What was infinite from the start may be so on purpose.
     carry = jnp.array(0.0), jnp.array(-jnp.inf)
     with pytest.raises(
-        jaxrnn.NonFiniteError, match=r"The first to go bad was the carry\[0\]\."
+        jaxrnn.training.NonFiniteError, match=r"The first to go bad was the carry\[0\]\."
     ) as e:
         jaxrnn.fit(
             fill, jnp.array(1.0), optax.sgd(0.1), jnp.zeros(1), steps=9, key=KEY, carry=carry
@@ -343,7 +349,7 @@ def test_a_bad_step_is_reported_with_the_first_leaf_that_went_bad(error, learnin
         _, (kernel, bias) = params
         return lax.cond(batch > 0, error, lambda bias, _: 0 * bias, bias, kernel)
 
-    with pytest.raises(jaxrnn.NonFiniteError) as caught:
+    with pytest.raises(jaxrnn.training.NonFiniteError) as caught:
         jaxrnn.fit(
             loss,
             (jnp.array(0.0), Leaves(jnp.array(1.0), jnp.array(1.0))),
@@ -363,7 +369,7 @@ def test_a_bad_step_is_reported_with_the_first_leaf_that_went_bad(error, learnin
 
 def test_the_last_report_has_the_bad_step():
     reports = []
-    with pytest.raises(jaxrnn.NonFiniteError) as caught:
+    with pytest.raises(jaxrnn.training.NonFiniteError) as caught:
         fit_square(
             jnp.array([0.0, 1.0, np.inf]),
             report_every=2,
@@ -412,7 +418,7 @@ def test_steps_that_are_not_finite_can_be_skipped_and_counted(report_every, clip
 def test_skipping_ends_where_optax_gives_up():
     optimizer = optax.chain(optax.apply_if_finite(optax.sgd(0.1), max_consecutive_errors=1))
     data = jnp.array([1.0, np.nan, 2.0, np.nan, np.nan, 3.0])
-    with pytest.raises(jaxrnn.NonFiniteError, match="stopped at step 4") as caught:
+    with pytest.raises(jaxrnn.training.NonFiniteError, match="stopped at step 4") as caught:
         jaxrnn.fit(square, jnp.array(0.5), optimizer, data, steps=6, key=KEY)
     good = jaxrnn.fit(square, jnp.array(0.5), optimizer, data, steps=4, key=KEY)
     equal(caught.value.result.params, good.params)
@@ -536,22 +542,22 @@ def test_an_optimizer_that_watches_the_loss_is_given_it():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"loss": "mse"}, TypeError, "loss: got str 'mse', wanted a function"),
+        ({"loss": "mse"}, TypeError, "loss: got str 'mse', expected a function"),
         ({"loss": lambda params, batch, key: params * jnp.ones(2)}, TypeError, "loss: returned fl"),
         ({"loss": lambda params, batch, key: (params, 1)}, TypeError, "loss: returned tuple"),
-        ({"loss": lambda params, batch, key: 1}, TypeError, "loss: returned int 1, wanted a fl"),
-        ({"optimizer": "adam"}, TypeError, "optimizer: got str 'adam', wanted one of optax's"),
+        ({"loss": lambda params, batch, key: 1}, TypeError, "loss: returned int 1, expected a fl"),
+        ({"optimizer": "adam"}, TypeError, "optimizer: got str 'adam', expected one of optax's"),
         ({"optimizer": optax.adam}, TypeError, "optimizer: got function"),
-        ({"params": {"n": np.int32(1)}}, TypeError, r"params\['n'\]: got int32\[\], wanted a fl"),
+        ({"params": {"n": np.int32(1)}}, TypeError, r"params\['n'\]: got int32\[\], expected a fl"),
         ({"params": (1.0, True)}, TypeError, r"params\[1\]: got bool True"),
         ({"params": "gru"}, TypeError, "params: got str 'gru'"),
         ({"params": np.ones(2)}, ValueError, r"params: got float64\[2\], whose values change"),
         ({"carry": [np.ones(2)]}, ValueError, r"carry\[0\]: got float64\[2\]"),
         ({"batches": np.array([2**32 + 1])}, ValueError, r"batches: got int64\[1\]"),
         ({"batches": lambda key: np.ones(1)}, ValueError, r"batches: got float64\[1\], whose"),
-        ({"params": {}}, TypeError, "params: got dict {}, wanted at least one array to train"),
+        ({"params": {}}, TypeError, "params: got dict {}, expected at least one array to train"),
         ({"clip_norm": 0}, ValueError, "clip_norm: got 0"),
-        ({"clip_norm": 1e-50}, ValueError, "clip_norm: got 1e-50, wanted more"),
+        ({"clip_norm": 1e-50}, ValueError, "clip_norm: got 1e-50, expected more"),
         ({"clip_norm": -1.0}, ValueError, "clip_norm: got -1.0"),
         ({"clip_norm": float("nan")}, ValueError, "clip_norm: got nan"),
         ({"clip_norm": float("inf")}, ValueError, "clip_norm: got inf"),
@@ -562,10 +568,10 @@ def test_an_optimizer_that_watches_the_loss_is_given_it():
         ({"report_every": 0}, ValueError, "report_every: got 0"),
         ({"report_every": None}, TypeError, "report_every: got NoneType"),
         ({"key": 0}, TypeError, "key: got int 0"),
-        ({"key": jax.random.split(KEY)}, ValueError, "key: got .*wanted one key"),
-        ({"on_report": "print"}, TypeError, "on_report: got str 'print', wanted a function"),
-        ({"progress": 1}, TypeError, "progress: got int 1, wanted True or False"),
-        ({"batches": None}, TypeError, "batches: got NoneType None, wanted a function of a key"),
+        ({"key": jax.random.split(KEY)}, ValueError, "key: got .*expected one key"),
+        ({"on_report": "print"}, TypeError, "on_report: got str 'print', expected a function"),
+        ({"progress": 1}, TypeError, "progress: got int 1, expected True or False"),
+        ({"batches": None}, TypeError, "batches: got NoneType None, expected a function of a key"),
         ({"batches": "text"}, TypeError, "batches: got str 'text'"),
         ({"batches": 3.0}, TypeError, "batches: got float 3.0"),
         ({"batches": ()}, TypeError, "batches: got tuple"),
@@ -574,17 +580,17 @@ def test_an_optimizer_that_watches_the_loss_is_given_it():
         (
             {"batches": (np.ones((2, 3)), np.ones(3))},
             ValueError,
-            r"batches: got arrays of \[2, 3\] batches, wanted one number > 0",
+            r"batches: got arrays of \[2, 3\] batches, expected one number > 0",
         ),
         (
             {"carry": jnp.array(0.0), "loss": lambda params, carry, batch, key: params},
             TypeError,
-            r"loss: returned float32\[\], wanted \(scalar, carry\)",
+            r"loss: returned float32\[\], expected \(scalar, carry\)",
         ),
         (
             {"carry": jnp.array(0.0), "loss": lambda params, carry, batch, key: (params, (carry,))},
             TypeError,
-            r"carry: got tuple\(float32\[\]\), wanted float32\[\]",
+            r"carry: got tuple\(float32\[\]\), expected float32\[\]",
         ),
         (
             {
@@ -592,7 +598,7 @@ def test_an_optimizer_that_watches_the_loss_is_given_it():
                 "loss": lambda params, carry, batch, key: (params, carry * jnp.ones(2)),
             },
             ValueError,
-            r"carry: got float32\[2\], wanted float32\[\]",
+            r"carry: got float32\[2\], expected float32\[\]",
         ),
     ],
 )
@@ -625,8 +631,8 @@ def test_fit_is_no_function_to_compile(name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((1.0, 1.0, KEY), r"train_state: got float32\[\], wanted what init_train_state returns"),
-        ((jaxrnn.init_train_state(1.0, optax.sgd(0.1)), 1.0, 0), "key: got int32"),
+        ((1.0, 1.0, KEY), r"train_state: got float32\[\], expected what init_train_state returns"),
+        ((jaxrnn.training.init_train_state(1.0, optax.sgd(0.1)), 1.0, 0), "key: got int32"),
     ],
 )
 def test_bad_input_of_a_step(arguments, message):
@@ -650,5 +656,5 @@ def test_bad_input_of_train_step(arguments, error, message):
 
 @pytest.mark.parametrize("optimizer", [None, optax.sgd, PARAMS])
 def test_bad_input_of_init_train_state(optimizer):
-    with pytest.raises(TypeError, match=r"optimizer: got .*, wanted one of optax's"):
-        jaxrnn.init_train_state(optax.sgd(0.1), optimizer)
+    with pytest.raises(TypeError, match=r"optimizer: got .*, expected one of optax's"):
+        jaxrnn.training.init_train_state(optax.sgd(0.1), optimizer)

@@ -41,8 +41,8 @@ def numpy_window(row, params, inputs, targets, state, k1):
     return loss(params), complex_step_gradient(loss, params)
 
 
-def close(got, wanted):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+def close(got, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, expected)
 
 
 # The function -----------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def close(got, wanted):
 def test_it_is_the_sum_of_windows_each_from_a_constant_state(row, k1, k2):
     params, inputs, targets, state = drawn_problem(row.make(H))
     model = jaxrnn.rnn(row.make(H))
-    got = jaxrnn.truncated_gradient(
+    got = jaxrnn.training.truncated_gradient(
         model, squared_error, params, inputs, targets, state, k1=k1, k2=k2
     )
     total, gradient = 0.0, jax.tree.map(np.zeros_like, params)
@@ -94,7 +94,7 @@ def test_windows_back_to_the_start_give_the_full_gradient(k1, k2):
         return loss(outputs, text), final
 
     (value, final), gradient = jax.jit(jax.value_and_grad(full, has_aux=True))(params)
-    got = jaxrnn.truncated_gradient(model, loss, params, text, text, state, k1=k1, k2=k2)
+    got = jaxrnn.training.truncated_gradient(model, loss, params, text, text, state, k1=k1, k2=k2)
     close(got, (final, value, gradient))
 
 
@@ -102,8 +102,8 @@ def test_resets_are_carried_to_a_window_that_brings_none():
     cell = jaxrnn.gru(H)
     params, inputs, _ = problem(cell, length=4, batch=(B,))
     outputs = jnp.zeros((4, B, H))
-    loss = jaxrnn.truncated_loss(
-        jaxrnn.rnn(cell), lambda got, wanted: jnp.square(got - wanted).sum(), k1=2, k2=4
+    loss = jaxrnn.training.truncated_loss(
+        jaxrnn.rnn(cell), lambda got, expected: jnp.square(got - expected).sum(), k1=2, k2=4
     )
     resets = jnp.zeros((2, B), bool)
     carry = loss.initial_carry(inputs)
@@ -111,8 +111,8 @@ def test_resets_are_carried_to_a_window_that_brings_none():
     bare, _ = loss(params, carry, (inputs[2:], outputs[2:]))
     flagged, _ = loss(params, carry, (inputs[2:], outputs[2:], {"resets": resets}))
     np.testing.assert_array_equal(bare, flagged)
-    _, wanted = jaxrnn.unroll(cell, params, inputs[1:])
-    np.testing.assert_allclose(bare, jnp.square(wanted[1:]).sum(), **FLOAT64)
+    _, expected = jaxrnn.unroll(cell, params, inputs[1:])
+    np.testing.assert_allclose(bare, jnp.square(expected[1:]).sum(), **FLOAT64)
 
 
 # A gap, padding at the end, and resets on the first step of a window, within one, and in the gap.
@@ -147,7 +147,7 @@ def test_with_flags_windows_back_to_the_start_give_the_full_gradient(k1, k2):
 
     (value, final), gradient = jax.jit(jax.value_and_grad(full, has_aux=True))(params)
     arguments = model, masked_error, params, inputs, targets, state
-    got = jaxrnn.truncated_gradient(*arguments, k1=k1, k2=k2, **FLAGS)
+    got = jaxrnn.training.truncated_gradient(*arguments, k1=k1, k2=k2, **FLAGS)
     close(got, (final, value, gradient))
 
 
@@ -157,7 +157,7 @@ def test_with_flags_windows_back_to_the_start_give_the_full_gradient(k1, k2):
 def test_fit_heeds_flags_of_each_window(k1, k2):
     """Without learning, windows in a row are `truncated_gradient`, and the state goes on."""
     model, params, inputs, targets, state = flagged_problem(jaxrnn.lstm(H))
-    loss = jaxrnn.truncated_loss(model, masked_error, k1=k1, k2=k2)
+    loss = jaxrnn.training.truncated_loss(model, masked_error, k1=k1, k2=k2)
     flags = {"mask": targets[1][..., 0], "resets": RESETS & (np.arange(T)[:, None] < LENGTHS)}
     windows = jax.tree.map(
         lambda leaf: leaf.reshape(-1, k1, *leaf.shape[1:]), (inputs, targets, flags)
@@ -170,8 +170,8 @@ def test_fit_heeds_flags_of_each_window(k1, k2):
         total += value
         gradient = more if gradient is None else jax.tree.map(jnp.add, gradient, more)
     arguments = model, masked_error, params, inputs, targets, state
-    wanted = jaxrnn.truncated_gradient(*arguments, k1=k1, k2=k2, **FLAGS)
-    close((total, gradient), wanted[1:])
+    expected = jaxrnn.training.truncated_gradient(*arguments, k1=k1, k2=k2, **FLAGS)
+    close((total, gradient), expected[1:])
     result = jaxrnn.fit(
         loss,
         params,
@@ -181,7 +181,7 @@ def test_fit_heeds_flags_of_each_window(k1, k2):
         key=KEY,
         carry=loss.initial_carry(inputs, state),
     )
-    close(result.losses.sum(), wanted[1])
+    close(result.losses.sum(), expected[1])
     close(result.carry, carry)
 
 
@@ -191,7 +191,7 @@ def test_no_gradient_passes_a_reset():
     cell = jaxrnn.gru(H)
     params, inputs, targets, _ = drawn_problem(cell)
     run = functools.partial(
-        jaxrnn.truncated_gradient, jaxrnn.rnn(cell), squared_error, params, k1=2
+        jaxrnn.training.truncated_gradient, jaxrnn.rnn(cell), squared_error, params, k1=2
     )
     resets = jnp.broadcast_to(jnp.arange(T)[:, None] == 6, (T, B))
     whole = run(inputs, targets, k2=10, resets=resets)
@@ -203,18 +203,18 @@ def test_no_gradient_passes_a_reset():
 def test_a_truncated_gradient_is_not_the_full_one():
     """Over a constant loss of memory: the sum s_t = w s_(t-1) + x_t, whose gradient is known."""
     cell = jaxrnn.elman(1, activation=jax.nn.identity, use_bias=False)
-    params = jaxrnn.ElmanParams(jnp.ones((1, 1)), jnp.ones((1, 1)), None)
+    params = jaxrnn.cells.ElmanParams(jnp.ones((1, 1)), jnp.ones((1, 1)), None)
     inputs = jnp.ones((T, 1))
 
     def gradient(k2):
         loss = lambda outputs, targets: outputs.sum()  # noqa: E731
         model = jaxrnn.rnn(cell)
-        return jaxrnn.truncated_gradient(model, loss, params, inputs, None, k1=1, k2=k2)[2]
+        return jaxrnn.training.truncated_gradient(model, loss, params, inputs, None, k1=1, k2=k2)[2]
 
     # d s_t / d w at w = 1 is the sum of the states before: of the last k2, 0 + 1 + ... + t - 1.
     for k2 in (1, 4):
-        wanted = sum(sum(range(max(0, t - k2), t)) for t in range(1, T + 1))
-        assert gradient(k2).recurrent_kernel == wanted
+        expected = sum(sum(range(max(0, t - k2), t)) for t in range(1, T + 1))
+        assert gradient(k2).recurrent_kernel == expected
 
 
 @pytest.mark.slow
@@ -224,7 +224,7 @@ def test_dropout_draws_anew_in_every_window():
     inputs = jnp.ones((4, B, 3))
     noise = []
     for key in (None, KEY, KEY, jax.random.key(1)):
-        run = functools.partial(jaxrnn.truncated_gradient, key=key, k1=1)
+        run = functools.partial(jaxrnn.training.truncated_gradient, key=key, k1=1)
         noise.append(run(model, lambda y, _: y.sum(), params, inputs, None)[1])
     assert noise[1] == noise[2]
     assert len({float(value) for value in noise}) == 3
@@ -240,7 +240,9 @@ def test_memory_does_not_grow_with_the_sequence():
         inputs, targets = (
             jax.ShapeDtypeStruct((steps, B, features), jnp.float32) for features in (3, 16)
         )
-        run = functools.partial(jaxrnn.truncated_gradient, model, squared_error, k1=5, k2=10)
+        run = functools.partial(
+            jaxrnn.training.truncated_gradient, model, squared_error, k1=5, k2=10
+        )
         analysis: Any = jax.jit(run).lower(params, inputs, targets).compile().memory_analysis()
         return analysis.temp_size_in_bytes
 
@@ -251,7 +253,7 @@ def test_it_compiles_once(compilations):
     model = jaxrnn.rnn(jaxrnn.elman(H))
     params, _, _ = problem(jaxrnn.elman(H))
     inputs, targets = jnp.ones((4, B, 3)), jnp.ones((4, B, H))
-    run = functools.partial(jaxrnn.truncated_gradient, model, squared_error, params, k1=2)
+    run = functools.partial(jaxrnn.training.truncated_gradient, model, squared_error, params, k1=2)
     run(inputs, targets)
     before = compilations()
     run(inputs, targets)
@@ -266,7 +268,7 @@ def test_fit_trains_window_by_window_with_overlap():
     (row,) = (row for row in CELLS if row.name == "elman")
     params, inputs, targets, state = drawn_problem(row.make(H))
     k1, k2, rate = 2, 5, 0.05
-    loss = jaxrnn.truncated_loss(jaxrnn.rnn(row.make(H)), squared_error, k1=k1, k2=k2)
+    loss = jaxrnn.training.truncated_loss(jaxrnn.rnn(row.make(H)), squared_error, k1=k1, k2=k2)
     windows = jax.tree.map(lambda leaf: leaf.reshape(-1, k1, *leaf.shape[1:]), (inputs, targets))
     result = jaxrnn.fit(
         loss,
@@ -303,30 +305,34 @@ def test_fit_trains_window_by_window_with_overlap():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"model": jaxrnn.gru(H)}, TypeError, "model: got Cell.*wanted a jaxrnn.Layer"),
+        ({"model": jaxrnn.gru(H)}, TypeError, "model: got Cell.*expected a jaxrnn.Layer"),
         # With k1 steps of k1 sequences, outputs have the shape of those of one step each.
-        ({"model": LAST, "k1": B}, ValueError, "model: got .*wanted one that gives an output for"),
         (
-            {"model": dataclasses.replace(LAST, sequences=True), "k1": 4},
+            {"model": LAST, "k1": B},
             ValueError,
-            "outputs of model: got .* wanted an array of 4 steps",
+            "model: got .*expected one that gives an output for",
+        ),
+        (
+            {"model": dataclasses.replace(LAST, return_sequences=True), "k1": 4},
+            ValueError,
+            "outputs of model: got .* expected an array of 4 steps",
         ),
         (
             {"model": jaxrnn.rnn(jaxrnn.gru(H), reverse=True)},
             ValueError,
-            r"model: got Layer\(rnn\(gru\)\), wanted one that streams, from the first step on",
+            r"model: got Layer\(rnn\(gru\)\), expected one that streams, from the first step on",
         ),
         (
             {
                 "model": jaxrnn.serial(
-                    jaxrnn.dense(3), jaxrnn.residual(jaxrnn.bidirectional(jaxrnn.gru(H)))
+                    jaxrnn.dense(3), jaxrnn.layers.residual(jaxrnn.bidirectional(jaxrnn.gru(H)))
                 )
             },
             ValueError,
-            r"model: got Layer\(serial\(2 layers\)\), wanted one that streams",
+            r"model: got Layer\(serial\(2 layers\)\), expected one that streams",
         ),
         (
-            {"model": dataclasses.replace(jaxrnn.rnn(jaxrnn.gru(H)), ragged=False), "k2": 3},
+            {"model": dataclasses.replace(jaxrnn.rnn(jaxrnn.gru(H)), recurrent=False), "k2": 3},
             ValueError,
             "model: got .*, which has a state and heeds no mask",
         ),
@@ -337,19 +343,19 @@ def test_fit_trains_window_by_window_with_overlap():
         ({"loss": lambda outputs, targets: outputs}, TypeError, "loss: returned float32"),
         ({"k1": 0}, ValueError, "k1: got 0"),
         ({"k1": 2.0}, TypeError, "k1: got float 2.0"),
-        ({"k1": 3, "k2": 2}, ValueError, "k2: got 2, wanted at least k1=3"),
-        ({"k1": T + 1}, ValueError, "k2=13 steps for a sequence of 12, wanted at most 12"),
+        ({"k1": 3, "k2": 2}, ValueError, "k2: got 2, expected at least k1=3"),
+        ({"k1": T + 1}, ValueError, "k2=13 steps for a sequence of 12, expected at most 12"),
         ({"k1": 1, "k2": T + 1}, ValueError, "k2=13 steps for a sequence of 12"),
-        ({"k1": 5}, ValueError, "inputs: got 12 steps, wanted a multiple of k1=5"),
+        ({"k1": 5}, ValueError, "inputs: got 12 steps, expected a multiple of k1=5"),
         ({"inputs": 1.0}, TypeError, "inputs: got float 1.0"),
         ({"inputs": jnp.ones(())}, TypeError, r"inputs: got float32\[\]"),
         ({"targets": jnp.ones((T - 1, B))}, ValueError, r"targets: got float32\[11, 2\].*12 steps"),
         ({"state": jnp.ones(3)}, TypeError, "state: got float32"),
         ({"key": 0}, TypeError, "key: got int 0"),
         ({"lengths": np.array([T + 1, 0])}, ValueError, "lengths: got integers from 0 to 13"),
-        ({"lengths": np.ones((B, 1), int)}, ValueError, r"lengths: got int64\[2, 1\], wanted"),
-        ({"mask": np.ones((T, B))}, TypeError, r"mask: got float64\[12, 2\], wanted .*bools"),
-        ({"resets": RESETS[1:]}, ValueError, r"resets: got bool\[11, 2\], wanted bool\[12, 2\]"),
+        ({"lengths": np.ones((B, 1), int)}, ValueError, r"lengths: got int64\[2, 1\], expected"),
+        ({"mask": np.ones((T, B))}, TypeError, r"mask: got float64\[12, 2\], expected .*bools"),
+        ({"resets": RESETS[1:]}, ValueError, r"resets: got bool\[11, 2\], expected bool\[12, 2\]"),
     ],
 )
 def test_bad_input(change, error, message):
@@ -365,7 +371,7 @@ def test_bad_input(change, error, message):
         **change,
     }
     with pytest.raises(error, match=message):
-        untyped.truncated_gradient(**arguments)
+        untyped.training.truncated_gradient(**arguments)
 
 
 MODEL = jaxrnn.rnn(jaxrnn.elman(3))
@@ -373,25 +379,31 @@ MODEL = jaxrnn.rnn(jaxrnn.elman(3))
 
 @pytest.mark.parametrize("inputs", [None, 1.0, jnp.ones(())])
 def test_bad_input_of_initial_carry(inputs):
-    loss: Any = jaxrnn.truncated_loss(MODEL, squared_error, k1=2)
-    with pytest.raises(TypeError, match=r"inputs: got .*, wanted an array \(T, \*batch, \.\.\.\)"):
+    loss: Any = jaxrnn.training.truncated_loss(MODEL, squared_error, k1=2)
+    with pytest.raises(
+        TypeError, match=r"inputs: got .*, expected an array \(T, \*batch, \.\.\.\)"
+    ):
         loss.initial_carry(inputs)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"carry": None}, TypeError, "carry: got tuple.*wanted what initial_carry returns"),
-        ({"carry": jnp.ones(3)}, TypeError, r"carry: got float32\[3\], wanted what initial_carry"),
+        ({"carry": None}, TypeError, "carry: got tuple.*expected what initial_carry returns"),
+        (
+            {"carry": jnp.ones(3)},
+            TypeError,
+            r"carry: got float32\[3\], expected what initial_carry",
+        ),
         *[
             (
                 {
-                    "carry": jaxrnn.truncated_loss(MODEL, squared_error, k1=2, k2=k2).initial_carry(
-                        x
-                    )
+                    "carry": jaxrnn.training.truncated_loss(
+                        MODEL, squared_error, k1=2, k2=k2
+                    ).initial_carry(x)
                 },
                 ValueError,
-                r"carry.inputs: got .*, wanted float32\[1, 2, 3\] for the k2 - k1 = 1 steps before",
+                r"carry.inputs: got .*, expected float32\[1, 2, 3\] for the k2 - k1 = 1 steps before",
             )
             for k2, x in [
                 (4, jnp.ones((2, B, 3))),
@@ -400,22 +412,22 @@ def test_bad_input_of_initial_carry(inputs):
             ]
         ],
         ({"batches": jnp.ones((4, 2, B, 3))}, TypeError, "batch: got float32"),
-        ({"batches": 2 * (jnp.ones((4, 3, B, 3)),)}, ValueError, "inputs: .* wanted k1=2 steps"),
+        ({"batches": 2 * (jnp.ones((4, 3, B, 3)),)}, ValueError, "inputs: .* expected k1=2 steps"),
         ({"batches": 3 * (jnp.ones((4, 2, B, 3)),)}, TypeError, r"flags: got float32.* a dict of"),
         (
             {"batches": (*2 * (jnp.ones((4, 2, B, 3)),), {"reset": jnp.ones((4, 2, B), bool)})},
             TypeError,
-            "flags: got dict .*wanted a dict of mask and resets",
+            "flags: got dict .*expected a dict of mask and resets",
         ),
         (
             {"batches": (*2 * (jnp.ones((4, 2, B, 3)),), {"mask": jnp.ones((4, 2), bool)})},
             ValueError,
-            r"mask: got bool\[2\], wanted bool\[2, 2\]",
+            r"mask: got bool\[2\], expected bool\[2, 2\]",
         ),
     ],
 )
 def test_bad_input_in_fit(change, error, message):
-    loss = jaxrnn.truncated_loss(MODEL, squared_error, k1=2, k2=3)
+    loss = jaxrnn.training.truncated_loss(MODEL, squared_error, k1=2, k2=3)
     batches = 2 * (jnp.ones((4, 2, B, 3)),)
     carry = loss.initial_carry(batches[0][0])
     arguments = {"carry": carry, "batches": batches, "steps": 2, "key": KEY, **change}

@@ -57,9 +57,9 @@ def test_reverse_runs_backwards_and_keeps_places(row):
             cell, params, inputs, state, reverse=True, return_states=True
         )
         numpy = jax.tree.map(np.asarray, (params, inputs[::-1], state))
-        wanted_state, wanted = numpy_unroll(row, *numpy)
-        np.testing.assert_allclose(outputs, wanted[::-1], **FLOAT64)
-        np.testing.assert_allclose(states.hidden, wanted[::-1], **FLOAT64)
+        wanted_state, expected = numpy_unroll(row, *numpy)
+        np.testing.assert_allclose(outputs, expected[::-1], **FLOAT64)
+        np.testing.assert_allclose(states.hidden, expected[::-1], **FLOAT64)
         for ours, theirs in zip(got_state, wanted_state, strict=True):
             np.testing.assert_allclose(ours, theirs, **FLOAT64)
 
@@ -73,8 +73,8 @@ def test_time_may_come_after_the_batch(batch):
         cell, params, jnp.moveaxis(inputs, 0, -2), state, time_major=False, return_states=True
     )
     move = functools.partial(jnp.moveaxis, source=0, destination=len(batch))
-    wanted = (final, move(outputs), jax.tree.map(move, states))
-    jax.tree.map(np.testing.assert_array_equal, swapped, wanted)
+    expected = (final, move(outputs), jax.tree.map(move, states))
+    jax.tree.map(np.testing.assert_array_equal, swapped, expected)
     assert swapped[1].shape == (*batch, T, H)
 
 
@@ -121,11 +121,11 @@ def test_nan_stays_visible_and_in_its_sequence(gru):
 @pytest.mark.usefixtures("float64")
 def test_scan_unrolled_is_the_same(gru):
     cell, params, inputs, state = gru
-    wanted = jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.scan())
+    expected = jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.engines.scan())
     for steps in (2, 4, T, T + 3):
-        got = jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.scan(steps))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
-    assert jaxrnn.scan(4) == jaxrnn.scan(unroll=4)
+        got = jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.engines.scan(steps))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, expected)
+    assert jaxrnn.engines.scan(4) == jaxrnn.engines.scan(unroll=4)
 
 
 # Derivatives and transformations ---------------------------------------------------------------
@@ -189,8 +189,8 @@ def test_vmap_over_seeds_inputs_and_gradients(row):
         one = jax.tree.map(lambda leaf, number=number: leaf[number], params)
         for got, x in ((both, inputs[number]), (seeds, inputs[0])):
             here = jax.tree.map(lambda leaf, number=number: leaf[number], got)
-            wanted = single(one, x)
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), here, wanted)
+            expected = single(one, x)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), here, expected)
 
 
 @pytest.mark.usefixtures("float64")
@@ -229,7 +229,7 @@ def test_a_weakly_typed_state_is_traced_once():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"inputs": jnp.ones(3)}, ValueError, r"inputs: got float32\[3\], wanted .*\(T, \*batch"),
+        ({"inputs": jnp.ones(3)}, ValueError, r"inputs: got float32\[3\], expected .*\(T, \*batch"),
         (
             {"inputs": jnp.ones((T, 2, 5))},
             ValueError,
@@ -239,12 +239,12 @@ def test_a_weakly_typed_state_is_traced_once():
         (
             {"inputs": jnp.ones((T, 7, 3))},
             ValueError,
-            r"state.hidden: got float32\[2, 4\], wanted float32\[7, 4\]",
+            r"state.hidden: got float32\[2, 4\], expected float32\[7, 4\]",
         ),
         (
             {"inputs": jnp.ones((T, 3))},
             ValueError,
-            r"state.hidden: got float32\[2, 4\], wanted float32\[4\]",
+            r"state.hidden: got float32\[2, 4\], expected float32\[4\]",
         ),
         ({"inputs": jnp.ones((T, 2, 3), jnp.int32)}, TypeError, "inputs: got int32"),
         ({"inputs": "What time is it ?"}, TypeError, "inputs: got str 'What time"),
@@ -255,27 +255,27 @@ def test_a_weakly_typed_state_is_traced_once():
         (
             {"inputs": jnp.ones((T, 2, 3), jnp.float16)},
             TypeError,
-            "params.kernel: got float32.*wanted float16",
+            "params.kernel: got float32.*expected float16",
         ),
-        ({"state": jnp.ones((2, 4))}, TypeError, r"state: got float32\[2, 4\], wanted GRUState"),
-        ({"state": jaxrnn.ElmanState(jnp.ones((2, 4)))}, TypeError, "state: got ElmanState"),
+        ({"state": jnp.ones((2, 4))}, TypeError, r"state: got float32\[2, 4\], expected GRUState"),
+        ({"state": jaxrnn.cells.ElmanState(jnp.ones((2, 4)))}, TypeError, "state: got ElmanState"),
         (
-            {"state": jaxrnn.GRUState(jnp.ones((2, 5)))},
+            {"state": jaxrnn.cells.GRUState(jnp.ones((2, 5)))},
             ValueError,
             r"state.hidden: got float32\[2, 5\]",
         ),
         (
-            {"state": jaxrnn.GRUState(jnp.ones((2, 4), jnp.bfloat16))},
+            {"state": jaxrnn.cells.GRUState(jnp.ones((2, 4), jnp.bfloat16))},
             TypeError,
             "state.hidden: got bfloat16",
         ),
-        ({"state": untyped.GRUState(1.0)}, TypeError, "state.hidden: got float 1.0"),
-        ({"params": None}, TypeError, "params: got NoneType None, wanted GRUParams"),
+        ({"state": untyped.cells.GRUState(1.0)}, TypeError, "state.hidden: got float 1.0"),
+        ({"params": None}, TypeError, "params: got NoneType None, expected GRUParams"),
         ({"cell": "gru"}, TypeError, "cell: got str 'gru'"),
-        ({"cell": jaxrnn.lstm(4)}, TypeError, "params: got GRUParams.*wanted LSTMParams"),
+        ({"cell": jaxrnn.lstm(4)}, TypeError, "params: got GRUParams.*expected LSTMParams"),
         ({"cell": jaxrnn.gru(9)}, ValueError, "params.kernel: got"),
         ({"engine": "scan"}, TypeError, "engine: got str 'scan'"),
-        ({"engine": jaxrnn.scan}, TypeError, "engine: got function"),
+        ({"engine": jaxrnn.engines.scan}, TypeError, "engine: got function"),
         ({"reverse": "yes"}, TypeError, "reverse: got str 'yes'"),
         ({"time_major": 0}, TypeError, "time_major: got int 0"),
         ({"return_states": None}, TypeError, "return_states: got NoneType None"),
@@ -293,4 +293,4 @@ def test_bad_input(gru, change, error, message):
 )
 def test_bad_scan(unroll, error):
     with pytest.raises(error, match="unroll: got"):
-        jaxrnn.scan(unroll)
+        jaxrnn.engines.scan(unroll)

@@ -47,17 +47,17 @@ def test_values_and_gradients_are_those_of_the_plain_loss(row, chunk):
         return total + jnp.sin(final.hidden).sum(), (final, total)
 
     def plain(params, readout, inputs, state):
-        final, outputs = jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.scan())
+        final, outputs = jaxrnn.unroll(cell, params, inputs, state, engine=jaxrnn.engines.scan())
         total = cross_entropy(readout, outputs, labels)
         return total + jnp.sin(final.hidden).sum(), (final, total)
 
-    got, wanted = (
+    got, expected = (
         jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2, 3), has_aux=True))(
             params, readout, inputs, state
         )
         for run in (chunked, plain)
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, expected)
 
 
 # In chunks of 5 steps: padding that begins within one, and resets at the first step of another.
@@ -78,7 +78,7 @@ RESETS[8] = True
                 {"lengths": LENGTHS},
                 {"mask": MASK, "chunk": 1},
                 {"resets": RESETS, "chunk": 4},
-                {"lengths": LENGTHS, "resets": RESETS, "engine": jaxrnn.scan()},
+                {"lengths": LENGTHS, "resets": RESETS, "engine": jaxrnn.engines.scan()},
             ]
         ],
     ],
@@ -99,11 +99,11 @@ def test_lengths_masks_and_resets_are_those_of_unroll(data, options):
         total = cross_entropy(readout, outputs, labels)
         return total + jnp.sin(final.hidden).sum(), (final, total)
 
-    got, wanted = (
+    got, expected = (
         jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2), has_aux=True))(*arguments)
         for run in (chunked, plain)
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, expected)
 
 
 def test_the_sum_has_the_dtype_of_the_loss():
@@ -168,9 +168,9 @@ def test_an_empty_sequence_costs_nothing(data):
         ({"engine": "scan"}, TypeError, "engine: got str"),
         ({"state": jnp.ones(3)}, TypeError, "state: got float32"),
         ({"lengths": np.array([T + 1, 0])}, ValueError, "lengths: got integers from 0 to 13"),
-        ({"lengths": np.array([T])}, ValueError, r"lengths: got int64\[1\], wanted.*\(2,\)"),
-        ({"mask": MASK[1:]}, ValueError, r"mask: got bool\[11, 2\], wanted bool\[12, 2\]"),
-        ({"resets": 1 * RESETS}, TypeError, r"resets: got int64\[12, 2\], wanted .*bools"),
+        ({"lengths": np.array([T])}, ValueError, r"lengths: got int64\[1\], expected.*\(2,\)"),
+        ({"mask": MASK[1:]}, ValueError, r"mask: got bool\[11, 2\], expected bool\[12, 2\]"),
+        ({"resets": 1 * RESETS}, TypeError, r"resets: got int64\[12, 2\], expected .*bools"),
     ],
 )
 def test_bad_input(data, change, error, message):

@@ -20,7 +20,7 @@ import optax
 import pytest
 
 import jaxrnn
-from jaxrnn._cell import noisy
+from jaxrnn._cell import with_noise
 from tests.cells import numpy_gru_reset_before, numpy_lstm, sigmoid
 from tests.engines import ENGINES
 from tests.problems import problem
@@ -87,8 +87,10 @@ def numpy_everything(params, state, x, noise):
 
 
 def everything(size):
-    cell = jaxrnn.learned_initial_state(jaxrnn.layer_norm(jaxrnn.elman(size)))
-    return jaxrnn.residual(jaxrnn.zoneout(jaxrnn.recurrent_dropout(cell, 0.4), 0.3))
+    cell = jaxrnn.wrappers.learned_initial_state(jaxrnn.wrappers.layer_norm(jaxrnn.elman(size)))
+    return jaxrnn.wrappers.residual(
+        jaxrnn.wrappers.zoneout(jaxrnn.wrappers.recurrent_dropout(cell, 0.4), 0.3)
+    )
 
 
 def numpy_projection(params, state, x, noise):
@@ -104,22 +106,25 @@ def numpy_projection(params, state, x, noise):
 TRAINED = [
     Trained(
         "zoneout_recurrent_dropout_lstm",
-        lambda size: jaxrnn.zoneout(
-            jaxrnn.recurrent_dropout(jaxrnn.lstm(size), 0.4), untyped.LSTMState(0.2, 0.6)
+        lambda size: jaxrnn.wrappers.zoneout(
+            jaxrnn.wrappers.recurrent_dropout(jaxrnn.lstm(size), 0.4),
+            untyped.cells.LSTMState(0.2, 0.6),
         ),
         numpy_zoneout_recurrent_dropout_lstm,
     ),
     Trained(
         "state_noise_zoneout_gru_reset_before",
-        lambda size: jaxrnn.state_noise(
-            jaxrnn.zoneout(jaxrnn.gru(size, reset_after=False), 0.3), 0.2
+        lambda size: jaxrnn.wrappers.state_noise(
+            jaxrnn.wrappers.zoneout(jaxrnn.gru(size, reset_after=False), 0.3), 0.2
         ),
         numpy_state_noise_zoneout_gru_reset_before,
     ),
     Trained("everything", everything, numpy_everything),
     Trained(
         "recurrent_dropout_projection_lstm",
-        lambda size: jaxrnn.recurrent_dropout(jaxrnn.projection(jaxrnn.lstm(size), 2), 0.3),
+        lambda size: jaxrnn.wrappers.recurrent_dropout(
+            jaxrnn.wrappers.projection(jaxrnn.lstm(size), 2), 0.3
+        ),
         numpy_projection,
     ),
 ]
@@ -147,11 +152,11 @@ def test_training_is_that_of_a_numpy_loop(row):
     params, inputs, state = problem(cell, length=T, batch=(B,))
     final, outputs = jaxrnn.unroll(cell, params, inputs, state, key=KEY)
     noise = jax.tree.map(np.asarray, cell.noise(inputs, KEY))
-    here, wanted = tuple(state), []
+    here, expected = tuple(state), []
     for t in range(T):
         here, output = row.numpy_step(params, here, inputs[t], at(noise, t))
-        wanted.append(output)
-    np.testing.assert_allclose(outputs, wanted, **FLOAT64)
+        expected.append(output)
+    np.testing.assert_allclose(outputs, expected, **FLOAT64)
     for ours, theirs in zip(final, here, strict=True):
         np.testing.assert_allclose(ours, theirs, **FLOAT64)
 
@@ -166,11 +171,11 @@ def test_engines_train_alike(row, engine):
             options = {"key": KEY, "lengths": LENGTHS, "resets": RESETS, "return_states": True}
             return weighted(jaxrnn.unroll(cell, *arguments, engine=engine, **options))
 
-        got, wanted = (
+        got, expected = (
             jax.jit(jax.value_and_grad(functools.partial(loss, each)))(arguments)
-            for each in (engine, jaxrnn.scan())
+            for each in (engine, jaxrnn.engines.scan())
         )
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, expected)
 
 
 @pytest.mark.slow
@@ -186,11 +191,11 @@ def test_second_derivatives_in_training():
 
             return jax.jit(lambda *both: jax.jvp(jax.grad(loss), *both)[1])
 
-        got, wanted = (
+        got, expected = (
             second(engine)((arguments,), (tangents,))
-            for engine in (jaxrnn.hoisted(2), jaxrnn.scan())
+            for engine in (jaxrnn.engines.hoisted(2), jaxrnn.engines.scan())
         )
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, expected)
 
 
 @pytest.mark.usefixtures("float64")
@@ -216,7 +221,7 @@ def test_noise_lengths_and_resets_together(reverse):
         for t in reversed(steps) if reverse else steps:
             if RESETS[t, b]:
                 here = params.initial_state
-            here, output = advance(params, here, noisy(inputs[t, b], at(noise, t, b)))
+            here, output = advance(params, here, with_noise(inputs[t, b], at(noise, t, b)))
             np.testing.assert_allclose(outputs[t, b], output, **FLOAT64)
             np.testing.assert_allclose(states.hidden[t, b], here.hidden, **FLOAT64)
         np.testing.assert_allclose(final.hidden[b], here.hidden, **FLOAT64)
@@ -240,7 +245,7 @@ def test_padding_may_hold_anything_in_training(trained):
 
 @pytest.fixture
 def trained():
-    cell = jaxrnn.zoneout(jaxrnn.recurrent_dropout(jaxrnn.elman(H), 0.4), 0.3)
+    cell = jaxrnn.wrappers.zoneout(jaxrnn.wrappers.recurrent_dropout(jaxrnn.elman(H), 0.4), 0.3)
     return cell, *problem(cell, length=T, batch=(B,))
 
 
@@ -253,10 +258,10 @@ def test_a_key_decides(trained):
 
 
 def test_a_cell_without_noise_takes_any_key():
-    for make in (jaxrnn.lstm, lambda size: jaxrnn.layer_norm(jaxrnn.gru(size))):
+    for make in (jaxrnn.lstm, lambda size: jaxrnn.wrappers.layer_norm(jaxrnn.gru(size))):
         cell = make(H)
         params, inputs, state = problem(cell)
-        assert cell.draw is None
+        assert cell.draw_noise is None
         got = jaxrnn.unroll(cell, params, inputs, state, key=KEY)
         jax.tree.map(np.testing.assert_array_equal, got, jaxrnn.unroll(cell, params, inputs, state))
 
@@ -265,9 +270,9 @@ def test_a_step_is_an_unroll_of_one(trained):
     cell, params, inputs, state = trained
     for key in (None, KEY):
         got, output = cell.step(params, state, inputs[0], key=key)
-        wanted, outputs = jaxrnn.unroll(cell, params, inputs[:1], state, key=key)
+        expected, outputs = jaxrnn.unroll(cell, params, inputs[:1], state, key=key)
         np.testing.assert_allclose(output, outputs[0], **FLOAT32)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), got, wanted)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), got, expected)
 
 
 @pytest.mark.slow
@@ -293,31 +298,31 @@ def test_the_loss_in_the_loop_trains_with_the_same_noise(trained):
 
         return jaxrnn.unroll_loss(loss, cell, params, inputs, None, state, key=KEY, chunk=3)[1]
 
-    got, wanted = (jax.jit(jax.value_and_grad(run))(params) for run in (chunked, plain))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), got, wanted)
+    got, expected = (jax.jit(jax.value_and_grad(run))(params) for run in (chunked, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), got, expected)
 
 
 def test_layers_hand_their_key_on():
-    cell = jaxrnn.zoneout(jaxrnn.gru(H), 0.5)
+    cell = jaxrnn.wrappers.zoneout(jaxrnn.gru(H), 0.5)
     params, inputs, _ = problem(cell, length=T, batch=(B,))
     of_rnn = jaxrnn.rnn(cell).apply(params, None, inputs, key=KEY)
-    wanted = jaxrnn.unroll(cell, params, inputs, key=KEY)
-    jax.tree.map(np.testing.assert_array_equal, of_rnn, wanted)
+    expected = jaxrnn.unroll(cell, params, inputs, key=KEY)
+    jax.tree.map(np.testing.assert_array_equal, of_rnn, expected)
 
     _, both = jaxrnn.bidirectional(cell).apply((params, params), None, inputs, key=KEY)
     for part, key, reverse in zip(
         jnp.split(both, 2, -1), jax.random.split(KEY), (False, True), strict=True
     ):
-        _, wanted = jaxrnn.unroll(cell, params, inputs, key=key, reverse=reverse)
-        np.testing.assert_array_equal(part, wanted)
+        _, expected = jaxrnn.unroll(cell, params, inputs, key=key, reverse=reverse)
+        np.testing.assert_array_equal(part, expected)
 
 
 # What each one draws and does --------------------------------------------------------------------
 
 
 def test_zoneout_keeps_as_many_units_as_it_says():
-    rates = untyped.LSTMState(hidden=0.1, cell=0.6)
-    cell = jaxrnn.zoneout(jaxrnn.lstm(50), rates)
+    rates = untyped.cells.LSTMState(hidden=0.1, cell=0.6)
+    cell = jaxrnn.wrappers.zoneout(jaxrnn.lstm(50), rates)
     inputs = jnp.ones((40, 20, 1))
     keeps, _ = cell.noise(inputs, KEY)
     for keep, rate in zip(keeps, rates, strict=True):
@@ -331,16 +336,16 @@ def test_zoneout_keeps_as_many_units_as_it_says():
 
 
 def test_zoneout_of_nothing_is_the_cell():
-    cell = jaxrnn.zoneout(jaxrnn.lstm(H), untyped.LSTMState(0.0, 0))
+    cell = jaxrnn.wrappers.zoneout(jaxrnn.lstm(H), untyped.cells.LSTMState(0.0, 0))
     params, inputs, state = problem(cell)
-    wanted = jaxrnn.unroll(jaxrnn.lstm(H), params, inputs, state)
+    expected = jaxrnn.unroll(jaxrnn.lstm(H), params, inputs, state)
     for key in (None, KEY):
         got = jaxrnn.unroll(cell, params, inputs, state, key=key)
-        jax.tree.map(np.testing.assert_array_equal, got, wanted)
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
 def test_recurrent_dropout_has_one_mask_for_each_sequence():
-    cell, rate = jaxrnn.recurrent_dropout(jaxrnn.elman(50), 0.3), 0.3
+    cell, rate = jaxrnn.wrappers.recurrent_dropout(jaxrnn.elman(50), 0.3), 0.3
     inputs = jnp.ones((9, 200, 1))
     mask, _ = cell.noise(inputs, KEY)
     assert mask.shape == (9, 200, 50)
@@ -353,7 +358,7 @@ def test_recurrent_dropout_has_one_mask_for_each_sequence():
     np.testing.assert_array_equal(cell.noise(inputs[:2], KEY)[0], mask[:2])
 
 
-@pytest.mark.parametrize("wrap", [jaxrnn.recurrent_dropout, jaxrnn.state_noise])
+@pytest.mark.parametrize("wrap", [jaxrnn.wrappers.recurrent_dropout, jaxrnn.wrappers.state_noise])
 def test_what_acts_in_training_only_evaluates_as_the_cell(wrap):
     inner = jaxrnn.gru(H)
     cell = wrap(inner, 0.5)
@@ -363,8 +368,8 @@ def test_what_acts_in_training_only_evaluates_as_the_cell(wrap):
 
 
 def test_state_noise_is_normal():
-    scales = untyped.LSTMState(hidden=0.5, cell=2.0)
-    (of_hidden, of_cell), _ = jaxrnn.state_noise(jaxrnn.lstm(50), scales).noise(
+    scales = untyped.cells.LSTMState(hidden=0.5, cell=2.0)
+    (of_hidden, of_cell), _ = jaxrnn.wrappers.state_noise(jaxrnn.lstm(50), scales).noise(
         jnp.ones((20, 30, 1)), KEY
     )
     for noise, scale in ((of_hidden, 0.5), (of_cell, 2.0)):
@@ -378,18 +383,18 @@ def test_state_noise_is_normal():
 def test_residual_cells_and_residual_layers_agree():
     cell = jaxrnn.gru(H)
     params, inputs, state = problem(cell)
-    got = jaxrnn.unroll(jaxrnn.residual(cell), params, inputs, state)
-    wanted = jaxrnn.residual(jaxrnn.rnn(cell)).apply(params, state, inputs)
-    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+    got = jaxrnn.unroll(jaxrnn.wrappers.residual(cell), params, inputs, state)
+    expected = jaxrnn.layers.residual(jaxrnn.rnn(cell)).apply(params, state, inputs)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
     wide = jnp.ones((T, 2, 5))
     params = cell.init(KEY, 5)
-    message = r"inputs: got float32\[2, 5\], wanted the shape of gru's output float32\[2, 3\]"
+    message = r"inputs: got float32\[2, 5\], expected the shape of gru's output float32\[2, 3\]"
     with pytest.raises(ValueError, match=message):
-        jaxrnn.unroll(jaxrnn.residual(cell), params, wide, engine=jaxrnn.scan())
+        jaxrnn.unroll(jaxrnn.wrappers.residual(cell), params, wide, engine=jaxrnn.engines.scan())
 
 
 def test_layer_norm_leaves_the_forget_bias():
-    cell = jaxrnn.layer_norm(jaxrnn.lstm(H, forget_bias=2.0))
+    cell = jaxrnn.wrappers.layer_norm(jaxrnn.lstm(H, forget_bias=2.0))
     params, inputs = cell.init(KEY, 3), jnp.zeros((T, 3))
     gates = jaxrnn.diagnostics.gate_statistics(cell, params, inputs)
     np.testing.assert_allclose(gates.forget, sigmoid(2.0), **FLOAT32)
@@ -397,9 +402,9 @@ def test_layer_norm_leaves_the_forget_bias():
 
 def test_units_that_reach_others_have_no_saturation_of_their_own():
     for cell, measure in [
-        (jaxrnn.layer_norm(jaxrnn.gru(H)), jaxrnn.diagnostics.saturation),
-        (jaxrnn.projection(jaxrnn.lstm(H), 2), jaxrnn.diagnostics.saturation),
-        (jaxrnn.projection(jaxrnn.lstm(H), 2), jaxrnn.diagnostics.gate_statistics),
+        (jaxrnn.wrappers.layer_norm(jaxrnn.gru(H)), jaxrnn.diagnostics.saturation),
+        (jaxrnn.wrappers.projection(jaxrnn.lstm(H), 2), jaxrnn.diagnostics.saturation),
+        (jaxrnn.wrappers.projection(jaxrnn.lstm(H), 2), jaxrnn.diagnostics.gate_statistics),
     ]:
         params, inputs, state = problem(cell)
         with pytest.raises(ValueError, match=r"cell: got .* in whose activate one unit reaches"):
@@ -408,7 +413,7 @@ def test_units_that_reach_others_have_no_saturation_of_their_own():
 
 def test_layer_norm_doesnt_see_the_scale_of_weights():
     """Ba et al. 2016, table 1: invariant to re-scaling of the weight matrix."""
-    cell = jaxrnn.layer_norm(jaxrnn.elman(H))
+    cell = jaxrnn.wrappers.layer_norm(jaxrnn.elman(H))
     with x64():
         params, inputs, state = problem(cell)
         weights = params.cell
@@ -423,7 +428,7 @@ def test_layer_norm_doesnt_see_the_scale_of_weights():
 
 
 def test_projection_starts_with_orthonormal_rows():
-    params: Any = jaxrnn.projection(jaxrnn.lstm(8), 3).init(KEY, 5)
+    params: Any = jaxrnn.wrappers.projection(jaxrnn.lstm(8), 3).init(KEY, 5)
     assert params.projection.shape == (8, 3)
     for gate in np.split(np.asarray(params.cell.recurrent_kernel), 4, axis=1):
         np.testing.assert_allclose(gate @ gate.T, np.eye(3), atol=1e-5)
@@ -432,7 +437,7 @@ def test_projection_starts_with_orthonormal_rows():
 
 def test_a_learned_initial_state_is_where_sequences_start():
     inner = jaxrnn.elman(H)
-    cell = jaxrnn.learned_initial_state(inner)
+    cell = jaxrnn.wrappers.learned_initial_state(inner)
     with x64():
         params, inputs, _ = problem(cell, length=T, batch=(B,))
         start = cell.initial_state((B,), dtype=inputs.dtype, params=params)
@@ -448,8 +453,8 @@ def test_a_learned_initial_state_is_where_sequences_start():
         got = jax.grad(ours)(params)
         of_params, of_state = jax.grad(theirs, argnums=(0, 1))(params.cell, start)
         # Each sequence has its part in the gradient.
-        wanted = of_params, jax.tree.map(lambda leaf: leaf.sum(0), of_state)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), tuple(got), wanted)
+        expected = of_params, jax.tree.map(lambda leaf: leaf.sum(0), of_state)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), tuple(got), expected)
         # At a reset the state is the learned one, whatever came before.
         everywhere = jnp.ones((T, B), bool)
         got = jaxrnn.unroll(cell, params, inputs, resets=everywhere)[1]
@@ -460,16 +465,16 @@ def test_a_learned_initial_state_is_where_sequences_start():
 
 @pytest.mark.slow
 def test_everything_that_makes_a_state_makes_the_learned_one():
-    cell = jaxrnn.learned_initial_state(jaxrnn.gru(H))
+    cell = jaxrnn.wrappers.learned_initial_state(jaxrnn.gru(H))
     params, inputs, _ = problem(cell, length=T, batch=(B,))
     start = cell.initial_state((B,), params=params)
-    _, wanted = jaxrnn.unroll(cell, params, inputs, start)
+    _, expected = jaxrnn.unroll(cell, params, inputs, start)
 
     def loss(outputs, _=None):
         return jnp.square(outputs).sum()
 
     _, total = jaxrnn.unroll_loss(loss, cell, params, inputs, None)
-    np.testing.assert_allclose(total, loss(wanted), **FLOAT32)
+    np.testing.assert_allclose(total, loss(expected), **FLOAT32)
     for measure in (
         functools.partial(jaxrnn.diagnostics.state_gradients, loss),
         functools.partial(jaxrnn.diagnostics.jacobian_spectrum, lags=[3]),
@@ -481,20 +486,20 @@ def test_everything_that_makes_a_state_makes_the_learned_one():
     of_layers = ((), params, (params, params))
     state = layers.initial_state((B,), params=of_layers)
     jax.tree.map(np.testing.assert_array_equal, state, ((), start, (start, start)))
-    with pytest.raises(TypeError, match="params: got None, wanted those of learned_in") as caught:
+    with pytest.raises(TypeError, match="params: got None, expected those of learned_in") as caught:
         layers.initial_state((B,))
     assert "in layer 1 of serial" in caught.value.__notes__[0]
 
 
 def test_a_wrapper_shows_a_structure_if_the_cell_does():
     for wrap in (
-        jaxrnn.residual,
-        jaxrnn.learned_initial_state,
-        lambda cell: jaxrnn.zoneout(cell, 0.1),
-        lambda cell: jaxrnn.state_noise(cell, 0.1),
+        jaxrnn.wrappers.residual,
+        jaxrnn.wrappers.learned_initial_state,
+        lambda cell: jaxrnn.wrappers.zoneout(cell, 0.1),
+        lambda cell: jaxrnn.wrappers.state_noise(cell, 0.1),
     ):
-        assert wrap(jaxrnn.gru(H)).structure is not None
-        assert wrap(jaxrnn.gru(H, reset_after=False)).structure is None
+        assert wrap(jaxrnn.gru(H)).split_step is not None
+        assert wrap(jaxrnn.gru(H, reset_after=False)).split_step is None
         assert wrap(jaxrnn.gru(H)) is wrap(jaxrnn.gru(H))
         assert wrap(jaxrnn.gru(H)) is not wrap(jaxrnn.gru(H + 1))
 
@@ -510,10 +515,10 @@ def test_the_output_is_the_changed_state_where_it_is_a_part_of_it():
         return jaxrnn.Cell(lambda *a: (), lambda batch, dtype: jnp.zeros((*batch, 1), dtype), step)
 
     ones = jnp.ones((1, 1))
-    for output, wanted in ((lambda new: new, 0.75), (lambda new: 2 * new, 2.0)):
-        state, got = jaxrnn.zoneout(cell_with(output), 0.25).step((), None, ones)
+    for output, expected in ((lambda new: new, 0.75), (lambda new: 2 * new, 2.0)):
+        state, got = jaxrnn.wrappers.zoneout(cell_with(output), 0.25).step((), None, ones)
         assert state == 0.75
-        assert got == wanted
+        assert got == expected
 
 
 class Counting(NamedTuple):
@@ -538,7 +543,7 @@ def counting():
     return jaxrnn.Cell(lambda *a: (), initial_state, step, name="counting")
 
 
-@pytest.mark.parametrize("wrap", [jaxrnn.zoneout, jaxrnn.state_noise])
+@pytest.mark.parametrize("wrap", [jaxrnn.wrappers.zoneout, jaxrnn.wrappers.state_noise])
 @pytest.mark.parametrize("key", [None, KEY])
 def test_what_changes_the_state_leaves_counters_and_dtypes(wrap, key):
     inputs = jnp.ones((T, B, 2))
@@ -547,21 +552,21 @@ def test_what_changes_the_state_leaves_counters_and_dtypes(wrap, key):
     np.testing.assert_array_equal(state.count, [T] * B)
     np.testing.assert_array_equal(state.wide, wide[-1])
     assert [leaf.dtype for leaf in state] == [np.int32, np.float32, jnp.bfloat16]
-    if key is not None or wrap is jaxrnn.zoneout:
+    if key is not None or wrap is jaxrnn.wrappers.zoneout:
         assert (np.asarray(state.wide) != 2 * T).any()
     cell = wrap(counting(), Counting(0, 0.3, 0.3))
     again, _ = jaxrnn.unroll(cell, (), inputs, key=key)
     jax.tree.map(np.testing.assert_array_equal, again, state)
-    with pytest.raises(ValueError, match=r"\.count: got 0.3, wanted 0 for a part of dtype int32"):
+    with pytest.raises(ValueError, match=r"\.count: got 0.3, expected 0 for a part of dtype int32"):
         wrap(counting(), Counting(0.3, 0.3, 0.3))
 
 
 @pytest.mark.usefixtures("float64")
 def test_compute_dtype_leaves_each_dtype():
     inputs = jnp.ones((T, B, 2), jnp.float64)
-    wanted = jaxrnn.unroll(counting(), (), inputs)
+    expected = jaxrnn.unroll(counting(), (), inputs)
     got = jaxrnn.unroll(counting(), (), inputs, compute_dtype=jnp.float16)
-    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
 
@@ -577,27 +582,29 @@ class HiddenAndMore:
 
 def test_recurrent_dropout_of_a_dataclass():
     elman = jaxrnn.elman(H)
-    gated: Any = elman.structure
+    split_step: Any = elman.split_step
 
     def activate(params, state, *others):
-        new, output = gated.activate(params, None, *others)
+        new, output = split_step.activate(params, None, *others)
         return HiddenAndMore(new.hidden, state.more), output
 
-    step = dataclasses.replace(gated, activate=activate)
+    step = dataclasses.replace(split_step, activate=activate)
     cell = elman.replace(
         initial_state=lambda *a: HiddenAndMore(jnp.zeros((*a[0], H)), jnp.zeros(a[0])), step=step
     )
     params, inputs, state = problem(elman)
-    _, wanted = jaxrnn.unroll(jaxrnn.recurrent_dropout(elman, 0.5), params, inputs, state, key=KEY)
+    _, expected = jaxrnn.unroll(
+        jaxrnn.wrappers.recurrent_dropout(elman, 0.5), params, inputs, state, key=KEY
+    )
     state = HiddenAndMore(state.hidden, jnp.zeros(inputs.shape[1:-1]))
-    cell = jaxrnn.recurrent_dropout(cell, 0.5)
+    cell = jaxrnn.wrappers.recurrent_dropout(cell, 0.5)
     _, outputs = jaxrnn.unroll(cell, params, inputs, state, key=KEY)
-    np.testing.assert_allclose(outputs, wanted, **FLOAT32)
+    np.testing.assert_allclose(outputs, expected, **FLOAT32)
 
 
 def test_your_own_cell_may_draw():
     def step(params, state, inputs):
-        if isinstance(inputs, jaxrnn.NoisyInputs):
+        if isinstance(inputs, jaxrnn.cells.NoisyInputs):
             state = state + inputs.inputs + inputs.noise["shift"]
         else:
             state = state + inputs
@@ -607,21 +614,21 @@ def test_your_own_cell_may_draw():
         return {"shift": jax.random.normal(key, (*shape, 1), dtype)}
 
     cell = jaxrnn.Cell(
-        lambda *a: (), lambda batch, dtype: jnp.zeros((*batch, 1), dtype), step, draw=draw
+        lambda *a: (), lambda batch, dtype: jnp.zeros((*batch, 1), dtype), step, draw_noise=draw
     )
     inputs = jnp.ones((T, B, 1))
     _, outputs = jaxrnn.unroll(cell, (), inputs, key=KEY)
-    wanted = np.cumsum(1 + np.asarray(draw(KEY, (T, B), jnp.float32)["shift"]), axis=0)
-    np.testing.assert_allclose(outputs, wanted, **FLOAT32)
+    expected = np.cumsum(1 + np.asarray(draw(KEY, (T, B), jnp.float32)["shift"]), axis=0)
+    np.testing.assert_allclose(outputs, expected, **FLOAT32)
     for wrong, error in [
         (lambda key, shape, dtype: jnp.zeros(shape[1:], dtype), ValueError),
         (lambda key, shape, dtype: jnp.zeros(shape[::-1], dtype), ValueError),
         (lambda key, shape, dtype: jnp.zeros(shape, bool), TypeError),
     ]:
-        with pytest.raises(error, match="draw: noise: got"):
-            jaxrnn.unroll(cell.replace(draw=wrong), (), inputs, key=KEY)
-    with pytest.raises(TypeError, match="draw: got int 3"):
-        cell.replace(draw=3)
+        with pytest.raises(error, match="draw_noise: noise: got"):
+            jaxrnn.unroll(cell.replace(draw_noise=wrong), (), inputs, key=KEY)
+    with pytest.raises(TypeError, match="draw_noise: got int 3"):
+        cell.replace(draw_noise=3)
 
 
 # Streaming --------------------------------------------------------------------------------------
@@ -629,10 +636,12 @@ def test_your_own_cell_may_draw():
 
 def stack():
     return jaxrnn.serial(
-        jaxrnn.rnn(jaxrnn.zoneout(jaxrnn.learned_initial_state(jaxrnn.lstm(H)), 0.2)),
-        jaxrnn.rnn(jaxrnn.residual(jaxrnn.layer_norm(jaxrnn.gru(H)))),
-        jaxrnn.rnn(jaxrnn.projection(jaxrnn.lstm(H), 2)),
-        jaxrnn.rnn(jaxrnn.recurrent_dropout(jaxrnn.gru(H), 0.5)),
+        jaxrnn.rnn(
+            jaxrnn.wrappers.zoneout(jaxrnn.wrappers.learned_initial_state(jaxrnn.lstm(H)), 0.2)
+        ),
+        jaxrnn.rnn(jaxrnn.wrappers.residual(jaxrnn.wrappers.layer_norm(jaxrnn.gru(H)))),
+        jaxrnn.rnn(jaxrnn.wrappers.projection(jaxrnn.lstm(H), 2)),
+        jaxrnn.rnn(jaxrnn.wrappers.recurrent_dropout(jaxrnn.gru(H), 0.5)),
         jaxrnn.dense(2),
     )
 
@@ -660,14 +669,14 @@ def test_a_stack_of_wrapped_cells_streams(cuts):
         inputs = np.random.default_rng(1).normal(size=(T, B, 3))
         mask = np.arange(T)[:, None] < LENGTHS
         for flags in ({}, {"mask": mask, "resets": RESETS & mask}):
-            wanted = jax.jit(model.apply)(params, None, inputs, **flags)
+            expected = jax.jit(model.apply)(params, None, inputs, **flags)
             got = windows(model, params, inputs, cuts, **flags)
             # Products over other numbers of steps sum in another order, so not to the last bit.
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, wanted)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, expected)
 
 
 def test_windows_with_one_key_have_one_recurrent_dropout():
-    cell = jaxrnn.recurrent_dropout(jaxrnn.gru(H), 0.5)
+    cell = jaxrnn.wrappers.recurrent_dropout(jaxrnn.gru(H), 0.5)
     params, inputs, state = problem(cell, length=T, batch=(B,))
     final, outputs = jaxrnn.unroll(cell, params, inputs, state, key=KEY)
     middle, first = jaxrnn.unroll(cell, params, inputs[:3], state, key=KEY)
@@ -693,13 +702,13 @@ def products(jaxpr):
 @pytest.mark.parametrize(
     ("make", "engine"),
     [
-        (jaxrnn.lstm, jaxrnn.hoisted()),
+        (jaxrnn.lstm, jaxrnn.engines.hoisted()),
         *[
             pytest.param(make, engine, marks=pytest.mark.slow)
             for make, engine in [
-                (jaxrnn.lstm, jaxrnn.scan()),
-                (lambda size: jaxrnn.gru(size, reset_after=False), jaxrnn.scan()),
-                (ROWS["zoneout_recurrent_dropout_lstm"].make, jaxrnn.hoisted(2)),
+                (jaxrnn.lstm, jaxrnn.engines.scan()),
+                (lambda size: jaxrnn.gru(size, reset_after=False), jaxrnn.engines.scan()),
+                (ROWS["zoneout_recurrent_dropout_lstm"].make, jaxrnn.engines.hoisted(2)),
             ]
         ],
     ],
@@ -725,9 +734,9 @@ def test_products_are_in_few_bits_and_nothing_else(make, engine):
     }
     assert dtypes == {jnp.dtype("bfloat16")}
     (_, got), gradients = run(jnp.bfloat16)(arguments)
-    (_, wanted), wanted_gradients = run(None)(arguments)
+    (_, expected), wanted_gradients = run(None)(arguments)
     assert {leaf.dtype for leaf in jax.tree.leaves((got, gradients))} == {np.dtype("float32")}
-    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert 0 < relative_error(ours, theirs) < SIXTEEN_BITS["bfloat16"]
     assert relative_error(flat(gradients), flat(wanted_gradients)) < SIXTEEN_BITS["bfloat16"]
 
@@ -735,19 +744,19 @@ def test_products_are_in_few_bits_and_nothing_else(make, engine):
 def test_compute_dtype_of_layers_and_losses():
     cell = jaxrnn.gru(H)
     params, inputs, state = problem(cell, length=T, batch=(B,))
-    _, wanted = jaxrnn.unroll(cell, params, inputs, state, compute_dtype="bfloat16")
+    _, expected = jaxrnn.unroll(cell, params, inputs, state, compute_dtype="bfloat16")
     layer = jaxrnn.rnn(cell, compute_dtype=jnp.bfloat16)
-    np.testing.assert_array_equal(layer.apply(params, state, inputs)[1], wanted)
+    np.testing.assert_array_equal(layer.apply(params, state, inputs)[1], expected)
     both = jaxrnn.bidirectional(cell, compute_dtype=jnp.bfloat16)
     _, outputs = both.apply((params, params), (state, state), inputs)
-    np.testing.assert_array_equal(outputs[..., :H], wanted)
+    np.testing.assert_array_equal(outputs[..., :H], expected)
 
     def loss(outputs, _):
         return outputs.sum()
 
     options = {"compute_dtype": jnp.bfloat16, "chunk": T}
     _, total = jaxrnn.unroll_loss(loss, cell, params, inputs, None, state, **options)
-    np.testing.assert_allclose(total, wanted.sum(), **FLOAT32)
+    np.testing.assert_allclose(total, expected.sum(), **FLOAT32)
     for call in (
         lambda: jaxrnn.unroll(cell, params, inputs, compute_dtype=jnp.int8),
         lambda: jaxrnn.rnn(cell, compute_dtype=jnp.int8),
@@ -800,17 +809,17 @@ def test_the_adding_problem_trains_in_mixed_precision():
 @pytest.mark.parametrize(
     "wrap",
     [
-        lambda cell: untyped.zoneout(cell, 0.1),
-        lambda cell: untyped.recurrent_dropout(cell, 0.1),
-        lambda cell: untyped.state_noise(cell, 0.1),
-        lambda cell: untyped.projection(cell, 2),
-        untyped.layer_norm,
-        untyped.learned_initial_state,
+        lambda cell: untyped.wrappers.zoneout(cell, 0.1),
+        lambda cell: untyped.wrappers.recurrent_dropout(cell, 0.1),
+        lambda cell: untyped.wrappers.state_noise(cell, 0.1),
+        lambda cell: untyped.wrappers.projection(cell, 2),
+        untyped.wrappers.layer_norm,
+        untyped.wrappers.learned_initial_state,
     ],
 )
 def test_not_a_cell(wrap):
     for wrong in ("lstm", jaxrnn.lstm, jaxrnn.dense(3)):
-        with pytest.raises(TypeError, match=r"cell: got .*, wanted a jaxrnn\.Cell"):
+        with pytest.raises(TypeError, match=r"cell: got .*, expected a jaxrnn\.Cell"):
             wrap(wrong)
 
 
@@ -820,55 +829,89 @@ UNGATED = jaxrnn.gru(H, reset_after=False)
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda cell: untyped.zoneout(cell, -0.1), ValueError, "rate: got -0.1"),
-        (lambda cell: untyped.zoneout(cell, 1.0), ValueError, "rate: got 1.0, wanted less"),
-        (lambda cell: untyped.zoneout(cell, "0.1"), TypeError, "rate: got str '0.1'"),
-        (lambda cell: untyped.zoneout(cell, None), TypeError, "rate: got NoneType None, wanted a"),
+        (lambda cell: untyped.wrappers.zoneout(cell, -0.1), ValueError, "rate: got -0.1"),
         (
-            lambda cell: untyped.zoneout(cell, untyped.GRUState(0.1)),
+            lambda cell: untyped.wrappers.zoneout(cell, 1.0),
+            ValueError,
+            "rate: got 1.0, expected less",
+        ),
+        (lambda cell: untyped.wrappers.zoneout(cell, "0.1"), TypeError, "rate: got str '0.1'"),
+        (
+            lambda cell: untyped.wrappers.zoneout(cell, None),
+            TypeError,
+            "rate: got NoneType None, expected a",
+        ),
+        (
+            lambda cell: untyped.wrappers.zoneout(cell, untyped.cells.GRUState(0.1)),
             TypeError,
             "rate: got GRUState.*or one for each part of lstm's state LSTMState",
         ),
         (
-            lambda cell: untyped.zoneout(cell, untyped.LSTMState(0.1, 2.0)),
+            lambda cell: untyped.wrappers.zoneout(cell, untyped.cells.LSTMState(0.1, 2.0)),
             ValueError,
             "rate.cell: got 2.0",
         ),
-        (lambda cell: untyped.recurrent_dropout(cell, 1), ValueError, "rate: got 1.0"),
-        (lambda cell: untyped.recurrent_dropout(cell, True), TypeError, "rate: got bool True"),
-        (lambda _: untyped.recurrent_dropout(UNGATED, 0.1), ValueError, "cell: got gru_reset_be"),
-        (lambda cell: untyped.state_noise(cell, -1.0), ValueError, "scale: got -1.0"),
-        (lambda cell: untyped.state_noise(cell, np.nan), ValueError, "scale: got nan"),
-        (lambda _: untyped.layer_norm(UNGATED), ValueError, "cell: .*no structure.*for layer_norm"),
-        (lambda cell: untyped.projection(cell, 0), ValueError, "size: got 0"),
-        (lambda cell: untyped.projection(cell, 2.0), TypeError, "size: got float 2.0"),
-        (lambda cell: untyped.projection(cell, 4), ValueError, "size: got 4, wanted at most the 3"),
+        (lambda cell: untyped.wrappers.recurrent_dropout(cell, 1), ValueError, "rate: got 1.0"),
         (
-            lambda cell: untyped.projection(cell, 2, projection_init="glorot"),
+            lambda cell: untyped.wrappers.recurrent_dropout(cell, True),
+            TypeError,
+            "rate: got bool True",
+        ),
+        (
+            lambda _: untyped.wrappers.recurrent_dropout(UNGATED, 0.1),
+            ValueError,
+            "cell: got gru_reset_be",
+        ),
+        (lambda cell: untyped.wrappers.state_noise(cell, -1.0), ValueError, "scale: got -1.0"),
+        (lambda cell: untyped.wrappers.state_noise(cell, np.nan), ValueError, "scale: got nan"),
+        (
+            lambda _: untyped.wrappers.layer_norm(UNGATED),
+            ValueError,
+            "cell: .*no structure.*for layer_norm",
+        ),
+        (lambda cell: untyped.wrappers.projection(cell, 0), ValueError, "size: got 0"),
+        (lambda cell: untyped.wrappers.projection(cell, 2.0), TypeError, "size: got float 2.0"),
+        (
+            lambda cell: untyped.wrappers.projection(cell, 4),
+            ValueError,
+            "size: got 4, expected at most the 3",
+        ),
+        (
+            lambda cell: untyped.wrappers.projection(cell, 2, projection_init="glorot"),
             TypeError,
             "projection_init: got str",
         ),
-        (lambda _: untyped.projection(untyped.gru(H), 2), ValueError, "cell: got gru, which uses"),
-        (lambda _: untyped.projection(UNGATED, 2), ValueError, "no structure.* for projection"),
         (
-            lambda cell: untyped.projection(
+            lambda _: untyped.wrappers.projection(untyped.gru(H), 2),
+            ValueError,
+            "cell: got gru, which uses",
+        ),
+        (
+            lambda _: untyped.wrappers.projection(UNGATED, 2),
+            ValueError,
+            "no structure.* for projection",
+        ),
+        (
+            lambda cell: untyped.wrappers.projection(
                 cell.replace(learned_state=lambda *_: None, name="mine"), 2
             ),
             ValueError,
-            "cell: got mine, which learns its initial state, wanted one that doesn't",
+            "cell: got mine, which learns its initial state, expected one that doesn't",
         ),
         (
-            lambda cell: untyped.projection(untyped.layer_norm(cell), 2),
+            lambda cell: untyped.wrappers.projection(untyped.wrappers.layer_norm(cell), 2),
             ValueError,
-            "params LayerNormParams.* wanted some with a recurrent_kernel",
+            "params LayerNormParams.* expected some with a recurrent_kernel",
         ),
         (
-            lambda cell: untyped.projection(untyped.recurrent_dropout(cell, 0.1), 2),
+            lambda cell: untyped.wrappers.projection(
+                untyped.wrappers.recurrent_dropout(cell, 0.1), 2
+            ),
             ValueError,
             r"cell: got recurrent_dropout\(lstm\)",
         ),
         (
-            lambda cell: untyped.projection(untyped.zoneout(cell, 0.1), 2),
+            lambda cell: untyped.wrappers.projection(untyped.wrappers.zoneout(cell, 0.1), 2),
             ValueError,
             r"cell: got zoneout\(lstm\), which uses its old hidden state",
         ),
@@ -880,7 +923,7 @@ def test_bad_settings(make, error, message):
 
 
 def test_bad_arguments():
-    cell: Any = jaxrnn.learned_initial_state(jaxrnn.zoneout(jaxrnn.lstm(H), 0.1))
+    cell: Any = jaxrnn.wrappers.learned_initial_state(jaxrnn.wrappers.zoneout(jaxrnn.lstm(H), 0.1))
     params, inputs, _ = problem(cell, length=T, batch=(B,))
     for wrong in (None, params.cell, tuple(params)):
         with pytest.raises(TypeError, match="params: got"):
@@ -896,5 +939,5 @@ def test_bad_arguments():
             untyped.unroll_loss(lambda *a: 0.0, cell, params, inputs, None, key=key)
         with pytest.raises(TypeError, match="key: got"):
             cell.step(params, None, inputs[0], key=key)
-    with pytest.raises(ValueError, match=r"key: got .*wanted one key"):
+    with pytest.raises(ValueError, match=r"key: got .*expected one key"):
         jaxrnn.unroll(cell, params, inputs, key=jax.random.split(KEY))

@@ -30,7 +30,7 @@ def x64():
     return where.enable_x64(True)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def relative_error(got, wanted) -> float:
-    """Norm of the difference over the norm of what was wanted."""
-    got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
-    return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+def relative_error(got, expected) -> float:
+    """Norm of the difference over the norm of what was expected."""
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))

@@ -1,5 +1,6 @@
 """The cells, one a file."""
 
+from jaxrnn._cell import NoisyInputs
 from jaxrnn.cells._elman import ElmanParams, ElmanState, elman
 from jaxrnn.cells._gru import GRUParams, GRUState, gru
 from jaxrnn.cells._lstm import LSTMParams, LSTMState, lstm
@@ -12,6 +13,7 @@ __all__ = [
     "GRUState",
     "LSTMParams",
     "LSTMState",
+    "NoisyInputs",
     "PeepholeLSTMParams",
     "elman",
     "gru",

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrnn import _check, initializers
-from jaxrnn._activations import by_value
-from jaxrnn._cell import Cell, Gated
+from jaxrnn._activations import saving_output
+from jaxrnn._cell import Cell, SplitStep
 from jaxrnn.initializers import Initializer
 
 
@@ -104,7 +104,7 @@ def _elman(
         return state.hidden @ params.recurrent_kernel
 
     def activate(params, state, projected, recurrent):
-        hidden = by_value(activation)(projected + recurrent)
+        hidden = saving_output(activation)(projected + recurrent)
         return ElmanState(hidden), hidden
 
-    return Cell(init, initial_state, Gated(project, recur, activate), name="elman")
+    return Cell(init, initial_state, SplitStep(project, recur, activate), name="elman")

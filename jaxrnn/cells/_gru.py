@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxrnn import _check, initializers
 from jaxrnn._activations import sigmoid, tanh
-from jaxrnn._cell import Cell, Gated
+from jaxrnn._cell import Cell, SplitStep
 from jaxrnn.initializers import Initializer
 
 
@@ -40,7 +40,7 @@ def gru(
     kernel_init: Initializer = initializers.glorot_uniform,
     recurrent_init: Initializer = initializers.orthogonal(),
 ) -> Cell[GRUParams, GRUState]:
-    """Gated recurrent unit: a hidden state that moves towards a candidate as far as z lets it.
+    """SplitStep recurrent unit: a hidden state that moves towards a candidate as far as z lets it.
 
     With `reset_after=True`, as in cuDNN, PyTorch and Keras, the reset gate acts after the product:
 
@@ -51,7 +51,7 @@ def gru(
         hidden = (1 - z) * n + z * hidden
 
     With `reset_after=False`, as in Cho et al., it acts before. Then the candidate needs the reset
-    gate before its product, two products stand in a row, and the cell has no gated structure:
+    gate before its product, two products stand in a row, and the cell has no split step:
 
         r, z = sigmoid(r + hidden @ Ur), sigmoid(z + hidden @ Uz)
         n = tanh(n + (r * hidden) @ Un)
@@ -144,7 +144,7 @@ def _gru(
         hidden = _interpolate(sigmoid(z + rz), n, state.hidden)
         return GRUState(hidden), hidden
 
-    step = Gated(project, recur, activate) if reset_after else step_reset_before
+    step = SplitStep(project, recur, activate) if reset_after else step_reset_before
     return Cell(init, initial_state, step, name="gru" if reset_after else "gru_reset_before")
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxrnn import _check, initializers
 from jaxrnn._activations import sigmoid, tanh
-from jaxrnn._cell import Cell, Gated
+from jaxrnn._cell import Cell, SplitStep
 from jaxrnn.initializers import Initializer
 
 
@@ -78,9 +78,9 @@ def lstm(
         architectures", 2015 (its bias of 1).
     """
     use_bias = _check.flag("use_bias", use_bias)
-    forget_bias = _check.real("forget_bias", forget_bias)
+    forget_bias = _check.number("forget_bias", forget_bias)
     if not use_bias and forget_bias != 1.0:
-        raise ValueError(f"forget_bias: got {forget_bias} with use_bias=False, wanted a bias too")
+        raise ValueError(f"forget_bias: got {forget_bias} with use_bias=False, expected a bias too")
     return _lstm(
         _check.size("hidden_size", hidden_size),
         forget_bias,
@@ -129,4 +129,4 @@ def _lstm(
         hidden = sigmoid(o) * tanh(cell)
         return LSTMState(hidden, cell), hidden
 
-    return Cell(init, initial_state, Gated(project, recur, activate), name="lstm")
+    return Cell(init, initial_state, SplitStep(project, recur, activate), name="lstm")

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxrnn import initializers
 from jaxrnn._activations import sigmoid, tanh
-from jaxrnn._cell import Cell, Gated
+from jaxrnn._cell import Cell, SplitStep
 from jaxrnn.cells._lstm import LSTMParams, LSTMState, lstm
 from jaxrnn.initializers import Initializer
 
@@ -57,7 +57,7 @@ def peephole_lstm(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
-        >>> cell = jaxrnn.peephole_lstm(64)
+        >>> cell = jaxrnn.cells.peephole_lstm(64)
         >>> params = cell.init(jax.random.key(0), input_size=32)
         >>> state, outputs = jaxrnn.unroll(cell, params, jnp.ones((5, 16, 32)))
         >>> outputs.shape, params.peepholes.shape
@@ -79,7 +79,7 @@ def peephole_lstm(
 
 @functools.cache
 def _peephole_lstm(plain: Cell[LSTMParams, LSTMState]) -> Cell[PeepholeLSTMParams, LSTMState]:
-    gates = plain.structure
+    gates = plain.split_step
     assert gates is not None
 
     def init(key, input_size, dtype):
@@ -95,5 +95,5 @@ def _peephole_lstm(plain: Cell[LSTMParams, LSTMState]) -> Cell[PeepholeLSTMParam
         return LSTMState(hidden, cell), hidden
 
     # Everything but the pointwise part is a plain LSTM's.
-    step = Gated(gates.project, gates.recur, activate)
+    step = SplitStep(gates.project, gates.recur, activate)
     return plain.replace(init=init, step=step, name="peephole_lstm")

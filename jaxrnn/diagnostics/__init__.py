@@ -7,6 +7,7 @@ from jaxrnn.diagnostics._causes import (
     saturation,
     spectral_radius,
 )
+from jaxrnn.diagnostics._format import Finding, GradientReport, LayerReport
 from jaxrnn.diagnostics._gradients import gradient_norms, state_gradients
 from jaxrnn.diagnostics._horizon import GradientHorizon, gradient_horizon
 from jaxrnn.diagnostics._jacobian import jacobian_spectrum
@@ -16,7 +17,6 @@ from jaxrnn.diagnostics._lyapunov import (
     kaplan_yorke_dimension,
     lyapunov_exponents,
 )
-from jaxrnn.diagnostics._page import Finding, GradientReport, LayerReport
 from jaxrnn.diagnostics._report import report
 
 __all__ = [

@@ -10,8 +10,8 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell, Gated
-from jaxrnn._dtypes import wide
+from jaxrnn._cell import Cell, SplitStep
+from jaxrnn._dtypes import at_least_float32
 from jaxrnn._jaxpr import primitives
 from jaxrnn.diagnostics._norm import scale_of
 from jaxrnn.diagnostics._products import with_products
@@ -48,7 +48,7 @@ def spectral_radius(kernel: Float[Array, "*batch N N"]) -> Float[Array, "*batch"
 
     In a linear network gradients vanish in the end where it is below 1, and explode where it is
     above. With an activation it is a guide only: what bounds them is the largest singular value, as
-    in `pascanu_bound`. A gated cell has a kernel for each gate: split them along the last axis
+    in `pascanu_bound`. A split-step cell has a kernel for each gate: split them along the last axis
     first.
 
     Args:
@@ -73,8 +73,8 @@ def spectral_radius(kernel: Float[Array, "*batch N N"]) -> Float[Array, "*batch"
     """
     kernel = _checked_square("kernel", kernel)
     # In 16 bits nothing can be factorised, and eigenvalues of entries far from 1 may be wrong.
-    scale = scale_of(wide(kernel), [-2, -1])
-    moduli = jnp.abs(jnp.linalg.eigvals(wide(kernel) / scale))
+    scale = scale_of(at_least_float32(kernel), [-2, -1])
+    moduli = jnp.abs(jnp.linalg.eigvals(at_least_float32(kernel) / scale))
     return (scale[..., 0, 0] * jnp.max(moduli, axis=-1)).astype(kernel.dtype)
 
 
@@ -112,10 +112,10 @@ def pascanu_bound(
     """
     kernel = _checked_square("recurrent_kernel", recurrent_kernel)
     if kernel.ndim != 2:
-        raise ValueError(f"recurrent_kernel: got {_check.describe(kernel)}, wanted one matrix")
-    gamma = _check.real("gamma", gamma, low=0.0)
-    powers = jnp.asarray(_check.lags("lags", lags))
-    return ((gamma * jnp.linalg.norm(wide(kernel), 2)) ** powers).astype(kernel.dtype)
+        raise ValueError(f"recurrent_kernel: got {_check.describe(kernel)}, expected one matrix")
+    gamma = _check.number("gamma", gamma, low=0.0)
+    powers = jnp.asarray(_check.step_counts("lags", lags))
+    return ((gamma * jnp.linalg.norm(at_least_float32(kernel), 2)) ** powers).astype(kernel.dtype)
 
 
 def saturation(
@@ -166,7 +166,7 @@ def saturation(
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> cell = jaxrnn.elman(2, use_bias=False)
-        >>> params = jaxrnn.ElmanParams(jnp.array([[0.1, 10.0]]), jnp.zeros((2, 2)), None)
+        >>> params = jaxrnn.cells.ElmanParams(jnp.array([[0.1, 10.0]]), jnp.zeros((2, 2)), None)
         >>> jaxrnn.diagnostics.saturation(cell, params, jnp.ones((1, 1)))
         Array([[0.5]], dtype=float32)
 
@@ -175,7 +175,7 @@ def saturation(
         networks", 2010, section 3.
     """
     state = checked_state(cell, params, inputs, state)
-    threshold = _check.real("threshold", threshold, low=0.0)
+    threshold = _check.number("threshold", threshold, low=0.0)
     return _saturation(params, state, inputs, cell=cell, threshold=threshold)
 
 
@@ -239,7 +239,7 @@ def gate_statistics(
 def _checked_square(name: str, value: Any) -> Array:
     _check.array(name, value, min_ndim=2, axes="(*batch, N, N)")
     if value.shape[-1] != value.shape[-2] or value.shape[-1] == 0:
-        raise ValueError(f"{name}: got {_check.describe(value)}, wanted a square matrix")
+        raise ValueError(f"{name}: got {_check.describe(value)}, expected a square matrix")
     finite(name, value)
     return jnp.asarray(value)
 
@@ -260,13 +260,13 @@ def _one_at_a_time(tree: PyTree) -> list[PyTree]:
 
 @functools.partial(jax.jit, static_argnames=("cell", "threshold"), inline=True)
 def _saturation(params, state, inputs, *, cell, threshold):
-    gated = structure_of(cell)
+    split_step = structure_of(cell)
 
     def body(state, inputs):
-        if gated is None:
+        if split_step is None:
             state, effects = _effects_of_products(cell, params, state, inputs)
         else:
-            state, effects = _effects_of_recurrent(cell, gated, params, state, inputs)
+            state, effects = _effects_of_recurrent(cell, split_step, params, state, inputs)
         shares = [jnp.mean(effect < threshold, axis=-1, dtype=effect.dtype) for effect in effects]
         return state, jnp.stack(shares, axis=-1)
 
@@ -274,13 +274,15 @@ def _saturation(params, state, inputs, *, cell, threshold):
 
 
 def _effects_of_recurrent(
-    cell: Cell | Step, gated: Gated, params: PyTree, state: PyTree, inputs: Array
+    cell: Cell | Step, split_step: SplitStep, params: PyTree, state: PyTree, inputs: Array
 ) -> tuple[PyTree, list[Float[Array, "*batch H"]]]:
     """Return the new state, and how far each unit of each gate moves it."""
-    projected = gated.project(params, inputs)
-    recurrent = gated.product(params, state, projected)
+    projected = split_step.project(params, inputs)
+    recurrent = split_step.product(params, state, projected)
     new, derivative = _pointwise(
-        cell, lambda recurrent: gated.activate(params, state, projected, recurrent)[0], recurrent
+        cell,
+        lambda recurrent: split_step.activate(params, state, projected, recurrent)[0],
+        recurrent,
     )
     derivatives = [derivative(tangent) for tangent in _one_at_a_time(recurrent)]
     return new, [_largest(jax.tree.map(jnp.abs, each)) for each in derivatives]
@@ -295,7 +297,7 @@ def _pointwise(
     if mixing:
         raise ValueError(
             f"cell: got {getattr(cell, 'name', 'a step')}, in whose activate one unit reaches "
-            f"others, by {', '.join(sorted(mixing))}; wanted a pointwise one"
+            f"others, by {', '.join(sorted(mixing))}; expected a pointwise one"
         )
     return value, derivative
 
@@ -316,7 +318,7 @@ def _effects_of_products(
 
     jax.eval_shape(with_products(advance, record), state)
     if not products:
-        raise ValueError("cell: got a step without a matrix product of its state, wanted one")
+        raise ValueError("cell: got a step without a matrix product of its state, expected one")
 
     def moved(disturbances: list[Array]) -> tuple[Float[Array, "*batch N"], PyTree]:
         remaining = iter(disturbances)
@@ -345,7 +347,7 @@ def _largest(parts: PyTree) -> Array:
     leaves = jax.tree.leaves(parts)
     if len({leaf.shape for leaf in leaves}) > 1:
         raise ValueError(
-            f"cell: got a state of {_check.describe(parts)}, wanted parts of the same shape"
+            f"cell: got a state of {_check.describe(parts)}, expected parts of the same shape"
         )
     return functools.reduce(jnp.maximum, leaves)
 
@@ -367,11 +369,11 @@ def _held(
     cell: Cell | Step, params: PyTree, state: PyTree, inputs: Array
 ) -> Callable[[PyTree], PyTree]:
     """Return a step's function of the state, with the products of the state held as they are."""
-    gated = structure_of(cell)
-    if gated is None:
+    split_step = structure_of(cell)
+    if split_step is None:
         return with_products(
             lambda state: step_of(cell)(params, state, inputs)[0], lax.stop_gradient
         )
-    projected = gated.project(params, inputs)
-    recurrent = gated.product(params, state, projected)
-    return lambda state: gated.activate(params, state, projected, recurrent)[0]
+    projected = split_step.project(params, inputs)
+    recurrent = split_step.product(params, state, projected)
+    return lambda state: split_step.activate(params, state, projected, recurrent)[0]

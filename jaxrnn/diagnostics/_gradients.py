@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
-from jaxrnn._dtypes import varying_as
+from jaxrnn._dtypes import pvary_like
 from jaxrnn.diagnostics._model import Model, check_model, run_model, scan
 from jaxrnn.diagnostics._norm import norm
 from jaxrnn.diagnostics._perturb import perturb_state
@@ -90,7 +90,7 @@ def state_gradients(
 
     jax.eval_shape(lambda: run_model(cell, params, inputs, state, record))
     if not shapes:
-        raise ValueError(f"cell: got {cell}, wanted a layer that unrolls a cell")
+        raise ValueError(f"cell: got {cell}, expected a layer that unrolls a cell")
 
     def perturbed_loss(perturbations):
         remaining = iter(perturbations)
@@ -111,7 +111,7 @@ def state_gradients(
         return _check.scalar("loss", loss(run_model(cell, params, inputs, state, disturb)))
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tuple(shapes))
-    gradients = jax.grad(perturbed_loss)(varying_as(zeros, inputs))
+    gradients = jax.grad(perturbed_loss)(pvary_like(zeros, inputs))
     return gradients if isinstance(cell, Layer) else gradients[0]
 
 
@@ -188,7 +188,7 @@ def _shapes(parts: PyTree, steps: int) -> PyTree:
     for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
         if not _is_floating(leaf):
             raise TypeError(
-                f"state{jax.tree_util.keystr(path)}: got {_check.describe(leaf)}, wanted a "
+                f"state{jax.tree_util.keystr(path)}: got {_check.describe(leaf)}, expected a "
                 "floating part"
             )
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype), parts)
@@ -205,7 +205,7 @@ def _floating(state: PyTree) -> PyTree:
 
 def _check_part(part: Any) -> None:
     if part is not None and not isinstance(part, str):
-        raise TypeError(f"part: got {_check.describe(part)}, wanted a field's name or None")
+        raise TypeError(f"part: got {_check.describe(part)}, expected a field's name or None")
 
 
 def _select(cell: Cell | Step, state: PyTree, part: str | None) -> Any:
@@ -222,5 +222,5 @@ def _select(cell: Cell | Step, state: PyTree, part: str | None) -> Any:
         return leaves[0]
     raise ValueError(
         f"cell: got {getattr(cell, 'name', 'a step')}, whose state is {_check.describe(state)}, "
-        f"wanted a state {'of one array or ' * (part == 'hidden')}with a field named {part}"
+        f"expected a state {'of one array or ' * (part == 'hidden')}with a field named {part}"
     )

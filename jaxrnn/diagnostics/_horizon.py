@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrnn import _check
-from jaxrnn._dtypes import wide
+from jaxrnn._dtypes import at_least_float32
 from jaxrnn.diagnostics._tangents import finite
 
 
@@ -70,16 +70,16 @@ def gradient_horizon(norms: Float[Array, "T *batch"], fraction: float = 0.01) ->
         consistent covariance matrix", Econometrica 55, 1987, equation 5.
     """
     _check.array("norms", norms, min_ndim=1, axes="(T, *batch)")
-    fraction = _check.real("fraction", fraction, low=0.0, high=1.0)
+    fraction = _check.number("fraction", fraction, low=0.0, high=1.0)
     if len(norms) == 0:
-        raise ValueError(f"norms: got {_check.describe(norms)}, wanted at least one step")
+        raise ValueError(f"norms: got {_check.describe(norms)}, expected at least one step")
     finite("norms", norms)
     if not isinstance(norms, jax.core.Tracer):
         if (np.asarray(norms) < 0).any():
-            raise ValueError("norms: got a negative number, wanted norms")
+            raise ValueError("norms: got a negative number, expected norms")
         if (np.asarray(norms)[-1] == 0).any():
             raise ValueError(
-                "norms: got a last one of 0, wanted the gradient of a last step's loss"
+                "norms: got a last one of 0, expected the gradient of a last step's loss"
             )
     return _run(norms, fraction)
 
@@ -87,7 +87,7 @@ def gradient_horizon(norms: Float[Array, "T *batch"], fraction: float = 0.01) ->
 @functools.partial(jax.jit, inline=True)
 def _run(norms: Float[Array, "T *batch"], fraction: float) -> GradientHorizon:
     # 16 bits hold neither the logarithms' small changes nor sums over many steps.
-    backwards = wide(norms[::-1])
+    backwards = at_least_float32(norms[::-1])
     below = backwards < fraction * backwards[0]
     first = jnp.argmax(below, axis=0).astype(backwards.dtype)
     steps = jnp.where(below.any(axis=0), first, jnp.inf)

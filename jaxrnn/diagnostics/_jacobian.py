@@ -74,7 +74,7 @@ def jacobian_spectrum(
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> cell = jaxrnn.elman(2, activation=jax.nn.identity, use_bias=False)
-        >>> params = jaxrnn.ElmanParams(jnp.ones((1, 2)), jnp.diag(jnp.array([0.5, 2.0])), None)
+        >>> params = jaxrnn.cells.ElmanParams(jnp.ones((1, 2)), jnp.diag(jnp.array([0.5, 2.0])), None)
         >>> jaxrnn.diagnostics.jacobian_spectrum(cell, params, jnp.zeros((10, 1)), lags=[1, 3])
         Array([[2.   , 0.5  ],
                [8.   , 0.125]], dtype=float32)
@@ -89,25 +89,25 @@ def jacobian_spectrum(
     """
     state = checked_state(cell, params, inputs, state, factorised=True)
     available = size_of(state, inputs.ndim - 2)
-    checked = _check.lags("lags", lags)
+    checked = _check.step_counts("lags", lags)
     if not checked:
-        raise ValueError("lags: got none, wanted at least one")
+        raise ValueError("lags: got none, expected at least one")
     if max(checked) > len(inputs):
         raise ValueError(
-            f"lags: got {max(checked)} for inputs of {len(inputs)} steps, wanted no more"
+            f"lags: got {max(checked)} for inputs of {len(inputs)} steps, expected no more"
         )
-    wanted = available if num_values is None else _check.size("num_values", num_values)
-    if wanted > available:
+    expected = available if num_values is None else _check.size("num_values", num_values)
+    if expected > available:
         raise ValueError(
-            f"num_values: got {wanted}, wanted at most {available}, the number of floats in one "
+            f"num_values: got {expected}, expected at most {available}, the number of floats in one "
             "sequence's state"
         )
     # Where the iteration's vectors are nearly all that there are, it is no gain.
-    few = 3 * _block(wanted) < available
-    run = functools.partial(_few_values, wanted=wanted) if few else _all_values
+    few = 3 * _block(expected) < available
+    run = functools.partial(_few_values, expected=expected) if few else _all_values
     different = sorted(set(checked))
     values = run(params, state, inputs[: different[-1]], cell=cell, lags=tuple(different))
-    return values[np.searchsorted(different, checked)][..., :wanted]
+    return values[np.searchsorted(different, checked)][..., :expected]
 
 
 @functools.partial(jax.jit, static_argnames=("cell", "lags"), inline=True)
@@ -133,14 +133,14 @@ def _all_values(params, state, inputs, *, cell, lags):
     return jnp.linalg.svd(products, compute_uv=False)
 
 
-def _block(wanted: int) -> int:
-    """Return with how many vectors to iterate: those beyond the wanted ones make it converge."""
-    return 2 * wanted + 10
+def _block(expected: int) -> int:
+    """Return with how many vectors to iterate: those beyond the expected ones make it converge."""
+    return 2 * expected + 10
 
 
-@functools.partial(jax.jit, static_argnames=("cell", "lags", "wanted"), inline=True)
-def _few_values(params, state, inputs, *, cell, lags, wanted):
-    block = _block(wanted)
+@functools.partial(jax.jit, static_argnames=("cell", "lags", "expected"), inline=True)
+def _few_values(params, state, inputs, *, cell, lags, expected):
+    block = _block(expected)
     flat = flatten(state, inputs.ndim - 2)
     advance = flat_step(cell, params, state)
     basis = jnp.asarray(fixed_basis(block, flat.shape[-1]), flat.dtype)
@@ -176,7 +176,7 @@ def _few_values(params, state, inputs, *, cell, lags, wanted):
             inside = jnp.einsum("k...n,j...n->...kj", best, tangents)
             last = best - jnp.einsum("...kj,j...n->k...n", inside, tangents)
             new = new[..., :block]
-            change = jnp.max(jnp.abs(new - values)[..., :wanted], axis=-1, keepdims=True)
+            change = jnp.max(jnp.abs(new - values)[..., :expected], axis=-1, keepdims=True)
             return best, last, new, change, passes + 1
 
         nothing = jnp.zeros((*flat.shape[:-1], block), flat.dtype)

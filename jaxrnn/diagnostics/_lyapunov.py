@@ -119,7 +119,7 @@ def lyapunov_exponents(
 
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> cell = jaxrnn.elman(2, activation=jax.nn.identity, use_bias=False)
-        >>> params = jaxrnn.ElmanParams(jnp.ones((1, 2)), jnp.diag(jnp.array([0.5, 2.0])), None)
+        >>> params = jaxrnn.cells.ElmanParams(jnp.ones((1, 2)), jnp.diag(jnp.array([0.5, 2.0])), None)
         >>> spectrum = jaxrnn.diagnostics.lyapunov_exponents(
         ...     cell, params, jnp.zeros((100, 1)), burn_in=50
         ... )
@@ -139,28 +139,28 @@ def lyapunov_exponents(
     state = checked_state(cell, params, inputs, state, factorised=True)
     length, batch_ndim = inputs.shape[0], inputs.ndim - 2
     available = size_of(state, batch_ndim)
-    wanted = available
+    expected = available
     if num_exponents is not None:
-        wanted = _check.size("num_exponents", num_exponents)
-    if wanted > available:
+        expected = _check.size("num_exponents", num_exponents)
+    if expected > available:
         raise ValueError(
-            f"num_exponents: got {wanted}, wanted at most {available}, the number of floats in "
+            f"num_exponents: got {expected}, expected at most {available}, the number of floats in "
             "one sequence's state"
         )
     if length == 0:
-        raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted at least one step")
+        raise ValueError(f"inputs: got {_check.describe(inputs)}, expected at least one step")
     burn_in = _check.size("burn_in", burn_in, least=0)
     if burn_in >= length:
-        raise ValueError(f"burn_in: got {burn_in} for inputs of {length} steps, wanted fewer")
+        raise ValueError(f"burn_in: got {burn_in} for inputs of {length} steps, expected fewer")
     return _run(
         params,
         state,
         inputs,
         cell=cell,
-        count=wanted,
+        count=expected,
         burn_in=burn_in,
         qr_every=_check.size("qr_every", qr_every),
-        tolerance=_check.real("tolerance", tolerance, low=0.0),
+        tolerance=_check.number("tolerance", tolerance, low=0.0),
         weighted=_check.flag("weighted", weighted),
     )
 
@@ -239,7 +239,7 @@ def entropy_rate(exponents: Float[Array, "*batch K"]) -> Float[Array, "*batch"]:
 def _checked_exponents(exponents: Float[Array, "*batch K"]) -> Float[Array, "*batch K"]:
     _check.array("exponents", exponents, min_ndim=1, axes="(*batch, K)")
     if exponents.shape[-1] == 0:
-        raise ValueError(f"exponents: got {_check.describe(exponents)}, wanted at least one")
+        raise ValueError(f"exponents: got {_check.describe(exponents)}, expected at least one")
     return jnp.asarray(exponents)
 
 

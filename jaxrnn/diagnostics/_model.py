@@ -10,11 +10,11 @@ from jaxtyping import Array, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
-from jaxrnn._dtypes import strongly_typed
+from jaxrnn._dtypes import without_weak_types
 from jaxrnn.diagnostics._tangents import Step, check_batch, check_step, finite, step_of
 from jaxrnn.layers import Layer
 from jaxrnn.layers._layer import no_state
-from jaxrnn.wrappers._compute_dtype import computing_in
+from jaxrnn.wrappers._mixed_precision import mixed_precision
 
 Model = Cell | Step | Layer
 # `(cell, params, inputs, state, *, reverse) -> (state, outputs)`.
@@ -24,21 +24,21 @@ Unroll = Callable[..., tuple[Any, Any]]
 def check_model(model: Model, params: PyTree, inputs: Array, state: PyTree | None) -> None:
     """Check what is to be run as far as that can be done before running it."""
     if isinstance(model, Layer):
-        if not model.ragged:
-            raise ValueError(f"cell: got {model.name}, wanted a layer that unrolls a cell")
+        if not model.recurrent:
+            raise ValueError(f"cell: got {model.name}, expected a layer that unrolls a cell")
     elif not isinstance(model, Cell):
         if not callable(model):
             raise TypeError(
-                f"cell: got {_check.describe(model)}, wanted a jaxrnn.Cell, a jaxrnn.Layer or a "
+                f"cell: got {_check.describe(model)}, expected a jaxrnn.Cell, a jaxrnn.Layer or a "
                 "function (params, state, inputs) -> (state, output)"
             )
         if state is None:
-            raise TypeError("state: got None, wanted a state, as a bare step makes none")
+            raise TypeError("state: got None, expected a state, as a bare step makes none")
         _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
         for path, leaf in jax.tree_util.tree_leaves_with_path(state):
             name = f"state{jax.tree_util.keystr(path)}"
             if not hasattr(leaf, "dtype"):
-                raise TypeError(f"{name}: got {_check.describe(leaf)}, wanted an array")
+                raise TypeError(f"{name}: got {_check.describe(leaf)}, expected an array")
             # A counter of steps need not have a batch.
             if _check.has_kind(leaf, jnp.inexact):
                 check_batch(name, leaf, inputs.shape[1:-1])
@@ -66,13 +66,15 @@ def run_model(
         del engine
         given = [name for name, value in others.items() if value is not None]
         if given:
-            raise ValueError(f"cell: got a layer that gives {given} to unroll, wanted one without")
+            raise ValueError(
+                f"cell: got a layer that gives {given} to unroll, expected one without"
+            )
         _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
         if isinstance(cell, Cell):
             state = cell.checked_state(params, state, inputs, batch_shape=inputs.shape[1:-1])
             if compute_dtype is not None:
-                cell = computing_in(cell, compute_dtype)
-        return unroll(cell, params, inputs, strongly_typed(state), reverse=reverse)
+                cell = mixed_precision(cell, compute_dtype)
+        return unroll(cell, params, inputs, without_weak_types(state), reverse=reverse)
 
     return as_layer(model).apply(params, state, inputs, unroll=checked_unroll)[1]
 
@@ -92,4 +94,4 @@ def as_layer(model: Model) -> Layer:
     def apply(params: Any, state: Any, inputs: Any, *, unroll: Unroll) -> tuple[Any, Any]:
         return unroll(model, params, inputs, state)
 
-    return Layer(no_state, no_state, apply, getattr(model, "name", "step"), ragged=True)
+    return Layer(no_state, no_state, apply, getattr(model, "name", "step"), recurrent=True)

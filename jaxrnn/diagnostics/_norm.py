@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jaxrnn._dtypes import wide_dtype
+from jaxrnn._dtypes import at_least_float32_dtype
 
 
 def scale_of(array: Array, axes: Sequence[int]) -> Array:
@@ -23,7 +23,7 @@ def norm(array: Array, axes: Sequence[int]) -> Array:
     scale = scale_of(array, axes)
     scaled = array / scale
     # Of many numbers up to 1 the sum of squares may be beyond float16.
-    wide = wide_dtype(scale.dtype)
+    wide = at_least_float32_dtype(scale.dtype)
     squares = jnp.sum((scaled * scaled.conj()).real, axis=tuple(axes), dtype=wide)
     # The root's own derivative at 0 is infinite.
     zero = squares == 0

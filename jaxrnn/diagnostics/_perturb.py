@@ -109,6 +109,6 @@ def _check_visible(jaxpr: Any, equation: Any, target: Any) -> None:
     if any(_find(variable, read) is not None for variable in others):
         raise ValueError(
             f"cell: got a step that makes its new state in a `{equation.primitive.name}` together "
-            "with other results, wanted these outside of it: inside, what is computed from the "
+            "with other results, expected these outside of it: inside, what is computed from the "
             "new state can't be told from what is not"
         )

@@ -62,14 +62,14 @@ def factors_of_state(
 
 
 def _follow(
-    jaxpr: Any, sources: list[frozenset[int]], wanted: list[bool], state: int, found: set[int]
+    jaxpr: Any, sources: list[frozenset[int]], expected: list[bool], state: int, found: set[int]
 ) -> list[frozenset[int]]:
     """Return which leaves a jaxpr's outputs depend on, where the number `state` is the state's.
 
-    What no wanted output depends on is left out: a step's readout is no way into the next state.
+    What no expected output depends on is left out: a step's readout is no way into the next state.
     """
     known = dict(zip(jaxpr.invars, sources, strict=True))
-    live = {id(atom) for atom, flag in zip(jaxpr.outvars, wanted, strict=True) if flag}
+    live = {id(atom) for atom, flag in zip(jaxpr.outvars, expected, strict=True) if flag}
     equations = []
     for equation in reversed(jaxpr.eqns):
         if any(id(variable) in live for variable in equation.outvars):
@@ -123,7 +123,7 @@ def _evaluate(
             results, after = _evaluate(*inner_jaxpr(equation), operands, flags, replace)
         else:
             raise ValueError(
-                f"cell: got a step with a matrix product of its state in a `{name}`, wanted it "
+                f"cell: got a step with a matrix product of its state in a `{name}`, expected it "
                 "outside, where it can be seen"
             )
         values.update(zip(equation.outvars, results, strict=True))

@@ -12,11 +12,11 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxrnn import _check
-from jaxrnn._dtypes import wide_dtype
+from jaxrnn._dtypes import at_least_float32_dtype
+from jaxrnn.diagnostics._format import Finding, GradientReport, LayerReport, Verdict
 from jaxrnn.diagnostics._gradients import gradient_norms
 from jaxrnn.diagnostics._horizon import GradientHorizon, gradient_horizon
 from jaxrnn.diagnostics._model import Model, as_layer, check_model, run_model, scan
-from jaxrnn.diagnostics._page import Finding, GradientReport, LayerReport, Verdict
 from jaxrnn.diagnostics._suspects import Run, Suspect, suspects
 from jaxrnn.diagnostics._tangents import finite
 from jaxrnn.layers import Layer
@@ -85,7 +85,7 @@ def report(
         forget gates).
     """
     _check.function("loss", loss)
-    fraction = _check.real("fraction", fraction, low=0.0, high=1.0)
+    fraction = _check.number("fraction", fraction, low=0.0, high=1.0)
     for name, tree in (("params", params), ("inputs", inputs), ("state", state)):
         _check.untraced(name, tree, "report")
     found = _not_finite(params, inputs, state)
@@ -153,7 +153,7 @@ def _examine(
         arguments = [(run.params, run.scale) for run in runs]
         measured = compiled(arguments, tuple(run.cell for run in runs))[: last + 1]
         # NumPy knows no 16 bits but float16.
-        return np.asarray(measured, wide_dtype(measured.dtype))
+        return np.asarray(measured, at_least_float32_dtype(measured.dtype))
 
     before = measure(runs)
     layers = tuple(
@@ -166,11 +166,11 @@ def _examine(
             findings.append(Finding(number, "no gradient", evidence, "a look at the layers above"))
         elif layer.verdict != "reaches":
 
-            def after(mended: Run, number: int = number) -> np.ndarray:
-                return measure([*runs[:number], mended, *runs[number + 1 :]])[:, number]
+            def after(repaired: Run, number: int = number) -> np.ndarray:
+                return measure([*runs[:number], repaired, *runs[number + 1 :]])[:, number]
 
             findings.append(_find(number, layer, runs[number], after, fraction))
-    findings.sort(key=lambda finding: _badness(finding, layers))
+    findings.sort(key=lambda finding: _severity(finding, layers))
     return GradientReport(last + 1, layers, tuple(findings))
 
 
@@ -180,15 +180,15 @@ def _runs(model: Layer, params: PyTree, inputs: Array, state: PyTree) -> tuple[l
 
     def record(cell, params, inputs, state, *, reverse):
         if reverse:
-            raise ValueError("cell: got a layer that runs backwards, wanted all to run forwards")
+            raise ValueError("cell: got a layer that runs backwards, expected all to run forwards")
         runs.append(Run(cell, params, inputs, state))
         return scan(cell, params, inputs, state)
 
     outputs = run_model(model, params, inputs, state, record)
     if not runs:
-        raise ValueError(f"cell: got {model.name}, wanted a layer that unrolls a cell")
+        raise ValueError(f"cell: got {model.name}, expected a layer that unrolls a cell")
     if len(runs[0].inputs) == 0:
-        raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted at least one step")
+        raise ValueError(f"inputs: got {_check.describe(inputs)}, expected at least one step")
     return runs, outputs
 
 
@@ -271,7 +271,7 @@ def _verdict(norms: np.ndarray, fraction: float) -> Verdict:
         return "no gradient"
     if not np.isfinite(norms).all() or norms.max() * fraction > norms[-1]:
         return "explodes"
-    return "dies" if norms.min() < fraction * norms[-1] else "reaches"
+    return "vanishes" if norms.min() < fraction * norms[-1] else "reaches"
 
 
 def _find(
@@ -289,9 +289,9 @@ def _find(
 
     def tried(suspect: Suspect) -> tuple[float, Finding]:
         finding = Finding(number, *suspect[:3], layer.horizon)
-        if suspect.mend is None:
+        if suspect.apply_remedy is None:
             return 1.0, finding
-        norms = measure(suspect.mend(run))
+        norms = measure(suspect.apply_remedy(run))
         return reach(norms) / before, finding._replace(after=_horizon(norms, fraction))
 
     trials = [tried(suspect) for suspect in evident]
@@ -308,7 +308,7 @@ def _find(
 def _reach(norms: np.ndarray, *, fraction: float, explodes: bool) -> float:
     """Return how many steps back the norm stays within the fraction and its inverse.
 
-    What explodes is mended where it does so no more, however soon it dies.
+    What explodes is repaired where it does so no more, however soon it dies.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(norms[::-1] / norms[-1])
@@ -321,8 +321,8 @@ def _reach(norms: np.ndarray, *, fraction: float, explodes: bool) -> float:
     return max(int(outside.argmax()), 1)
 
 
-def _badness(finding: Finding, layers: tuple[LayerReport, ...]) -> tuple:
+def _severity(finding: Finding, layers: tuple[LayerReport, ...]) -> tuple:
     """Sort explosions first, then by the horizon; a layer without gradient is not the culprit."""
     layer = layers[finding.layer or 0]
-    order: dict[str, int] = {"explodes": 0, "dies": 1, "no gradient": 2}
+    order: dict[str, int] = {"explodes": 0, "vanishes": 1, "no gradient": 2}
     return order[layer.verdict], float(np.nan_to_num(layer.horizon.steps))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxrnn._cell import Cell, Gated
+from jaxrnn._cell import Cell, SplitStep
 from jaxrnn.cells import ElmanParams, elman
 from jaxrnn.diagnostics._causes import gate_statistics, saturation
 from jaxrnn.diagnostics._products import factors_of_state, with_products
@@ -56,7 +56,7 @@ class Suspect(NamedTuple):
     cause: Cause
     evidence: str
     remedy: str
-    mend: Callable[[Run], Run] | None
+    apply_remedy: Callable[[Run], Run] | None
 
 
 def suspects(run: Run, rate: float, *, explodes: bool) -> list[Suspect]:
@@ -67,13 +67,13 @@ def suspects(run: Run, rate: float, *, explodes: bool) -> list[Suspect]:
         rate: nats per step at which its gradient decays, going back.
         explodes: whether the gradient explodes, rather than dies.
     """
-    gated = structure_of(run.cell)
+    split_step = structure_of(run.cell)
     forget = _forget_entries(run)
     found = []
     if not explodes:
         flat = _flat_units(run)
-        found += _of_slope(run, gated)
-        found += _of_drive(run, gated, flat)
+        found += _of_slope(run, split_step)
+        found += _of_drive(run, split_step, flat)
         found += _of_bias(run, forget, flat)
     found += _of_kernel(run, explodes=explodes)
     if not explodes:
@@ -81,12 +81,12 @@ def suspects(run: Run, rate: float, *, explodes: bool) -> list[Suspect]:
     return [*found, _length(run, rate, forget, explodes=explodes)]
 
 
-def _of_slope(run: Run, gated: Gated | None) -> list[Suspect]:
-    slope = _steepest_slope(run, gated)
+def _of_slope(run: Run, split_step: SplitStep | None) -> list[Suspect]:
+    slope = _steepest_slope(run, split_step)
     if not slope < _FLAT:
         return []
     steep = None
-    if gated is not None and isinstance(run.params, ElmanParams):
+    if split_step is not None and isinstance(run.params, ElmanParams):
         size = len(run.params.recurrent_kernel)
         steep = elman(size, use_bias=run.params.bias is not None)
     return [
@@ -100,8 +100,8 @@ def _of_slope(run: Run, gated: Gated | None) -> list[Suspect]:
     ]
 
 
-def _of_drive(run: Run, gated: Gated | None, flat: str) -> list[Suspect]:
-    drive = _drive(run, gated)
+def _of_drive(run: Run, split_step: SplitStep | None, flat: str) -> list[Suspect]:
+    drive = _drive(run, split_step)
     if not drive > _LARGE:
         return []
     return [
@@ -185,14 +185,16 @@ def _length(run: Run, rate: float, forget: np.ndarray, *, explodes: bool) -> Sus
         return Suspect("length", evidence, *_chrono(run, forget))
     kernel = _field(run, "recurrent_kernel")
     if kernel is None or not np.isfinite(rate):
-        return Suspect("length", evidence, "shorter sequences, or a gated cell", None)
+        return Suspect("length", evidence, "shorter sequences, or a split-step cell", None)
     gain = float(np.clip(np.exp(rate), 0.5, 2.0))
     return Suspect(
         "length",
         evidence,
         f"a recurrent kernel scaled by {gain:.3g}"
         + (
-            ", and clip_norm in jaxrnn.fit" if explodes else "; or a gated cell, with chrono biases"
+            ", and clip_norm in jaxrnn.fit"
+            if explodes
+            else "; or a split-step cell, with chrono biases"
         ),
         lambda run: _with(run, "recurrent_kernel", gain * kernel),
     )
@@ -224,7 +226,7 @@ def _orthogonalised(run: Run) -> Run:
     return _with(run, "recurrent_kernel", jnp.asarray(np.concatenate(nearest, -1), old.dtype))
 
 
-def _drive(run: Run, gated: Gated | None) -> float:
+def _drive(run: Run, split_step: SplitStep | None) -> float:
     """Return the root mean square of what the inputs add to the pre-activations.
 
     Of a step that shows no structure those are the matrix products of its inputs, from rest.
@@ -234,7 +236,9 @@ def _drive(run: Run, gated: Gated | None) -> float:
     def products(inputs: Array) -> list[Array]:
         return _products(lambda inputs: step_of(run.cell)(run.params, rest, inputs)[0], inputs)
 
-    project = functools.partial(gated.project, run.params) if gated else jax.vmap(products)
+    project = (
+        functools.partial(split_step.project, run.params) if split_step else jax.vmap(products)
+    )
     try:
         resting, driven = project(jnp.zeros_like(run.inputs[:1])), project(run.inputs)
     except _OUT_OF_SIGHT:
@@ -253,20 +257,20 @@ def _products(function: Callable[[PyTree], PyTree], at: PyTree) -> list[Array]:
     return found
 
 
-def _steepest_slope(run: Run, gated: Gated | None) -> float:
+def _steepest_slope(run: Run, split_step: SplitStep | None) -> float:
     """Return the largest derivative of a cell's only activation.
 
     Infinity, which is beyond suspicion, if it has several, or another way for the state to go on.
     """
     state, inputs = jax.tree.map(jnp.zeros_like, (run.state, run.inputs[0]))
-    if gated is not None:
-        projected = jax.tree.map(jnp.zeros_like, gated.project(run.params, inputs))
-        products = jax.tree.leaves(gated.product(run.params, state, projected))
+    if split_step is not None:
+        projected = jax.tree.map(jnp.zeros_like, split_step.project(run.params, inputs))
+        products = jax.tree.leaves(split_step.product(run.params, state, projected))
 
         def new_state(total: Array) -> PyTree:
-            recurrent = gated.product(run.params, state, projected)
+            recurrent = split_step.product(run.params, state, projected)
             same = jax.tree.map(lambda leaf: jnp.full_like(leaf, total), recurrent)
-            return gated.activate(run.params, state, projected, same)[0]
+            return split_step.activate(run.params, state, projected, same)[0]
 
     else:
 

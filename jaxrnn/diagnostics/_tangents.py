@@ -11,8 +11,8 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell, Gated
-from jaxrnn._dtypes import strongly_typed
+from jaxrnn._cell import Cell, SplitStep
+from jaxrnn._dtypes import without_weak_types
 
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
@@ -40,16 +40,16 @@ def checked_state(
     """
     if not isinstance(cell, Cell) and not callable(cell):
         raise TypeError(
-            f"cell: got {_check.describe(cell)}, wanted a jaxrnn.Cell or a function "
+            f"cell: got {_check.describe(cell)}, expected a jaxrnn.Cell or a function "
             "(params, state, inputs) -> (state, output)"
         )
     _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
     batch_shape = inputs.shape[1:-1]
     if factorised and 0 in batch_shape:
-        raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted at least one sequence")
+        raise ValueError(f"inputs: got {_check.describe(inputs)}, expected at least one sequence")
     if state is None:
         if not isinstance(cell, Cell):
-            raise TypeError("state: got None, wanted a state, as a bare step makes none")
+            raise TypeError("state: got None, expected a state, as a bare step makes none")
         state = cell.initial_state(batch_shape, dtype=inputs.dtype, params=params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = f"state{jax.tree_util.keystr(path)}"
@@ -58,7 +58,7 @@ def checked_state(
             _check.array(name, leaf, min_ndim=len(batch_shape), axes=axes)
         if factorised and leaf.dtype.itemsize < 4:
             raise TypeError(
-                f"{name}: got {_check.describe(leaf)}, wanted float32 or float64, in which "
+                f"{name}: got {_check.describe(leaf)}, expected float32 or float64, in which "
                 "matrices can be factorised"
             )
         check_batch(name, leaf, batch_shape)
@@ -68,14 +68,14 @@ def checked_state(
         check_step(cell, params, inputs, state)
     for name, tree in (("params", params), ("inputs", inputs), ("state", state)):
         finite(name, tree)
-    return strongly_typed(state)
+    return without_weak_types(state)
 
 
 def check_batch(name: str, leaf: Array, batch_shape: tuple[int, ...]) -> None:
     """Raise if a part of the state doesn't begin with the batch dimensions of the inputs."""
     if leaf.shape[: len(batch_shape)] != batch_shape:
         raise ValueError(
-            f"{name}: got {_check.describe(leaf)}, wanted an array that begins with "
+            f"{name}: got {_check.describe(leaf)}, expected an array that begins with "
             f"{list(batch_shape)}, the batch dimensions of inputs"
         )
 
@@ -83,15 +83,19 @@ def check_batch(name: str, leaf: Array, batch_shape: tuple[int, ...]) -> None:
 def check_step(step: Step, params: PyTree, inputs: Array, state: PyTree) -> None:
     """Raise unless a bare step makes such a state as it is given, and an output."""
     for name, tree in (("params", params), ("state", state)):
-        _check.kept(name, tree)
+        _check.no_narrowing(name, tree)
     if not jax.tree.leaves(state):
-        raise TypeError(f"state: got {_check.describe(state)}, wanted at least one array")
-    state = jax.eval_shape(lambda: strongly_typed(state))
+        raise TypeError(f"state: got {_check.describe(state)}, expected at least one array")
+    state = jax.eval_shape(lambda: without_weak_types(state))
     one = jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
     returned = jax.eval_shape(step, params, state, one)
     if not isinstance(returned, tuple | list) or len(returned) != 2:
-        raise TypeError(f"cell: the step: got {_check.describe(returned)}, wanted (state, output)")
-    _check.tree("cell: the step's new state", returned[0], state, "as the one that it was given")
+        raise TypeError(
+            f"cell: the step: got {_check.describe(returned)}, expected (state, output)"
+        )
+    _check.same_spec(
+        "cell: the step's new state", returned[0], state, "as the one that it was given"
+    )
 
 
 def finite(name: str, tree: PyTree) -> None:
@@ -102,7 +106,7 @@ def finite(name: str, tree: PyTree) -> None:
         # In NumPy, as JAX would make a tracer of a constant within a trace.
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(np.asarray(leaf)).all():
             where = f"{name}{jax.tree_util.keystr(path)}"
-            raise ValueError(f"{where}: got NaN or infinity, wanted finite numbers")
+            raise ValueError(f"{where}: got NaN or infinity, expected finite numbers")
 
 
 def step_of(cell: Cell | Step) -> Step:
@@ -110,9 +114,9 @@ def step_of(cell: Cell | Step) -> Step:
     return cell.step if isinstance(cell, Cell) else cell
 
 
-def structure_of(cell: Cell | Step) -> Gated | None:
+def structure_of(cell: Cell | Step) -> SplitStep | None:
     """Return a cell's parts if it shows them; a bare step shows none."""
-    return cell.structure if isinstance(cell, Cell) else None
+    return cell.split_step if isinstance(cell, Cell) else None
 
 
 def flatten(state: PyTree, batch_ndim: int) -> Float[Array, "*batch N"]:

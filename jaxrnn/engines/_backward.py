@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jaxrnn.engines._chunks import distinct, scan_distinct
-from jaxrnn.engines._gated import Anatomy
+from jaxrnn.engines._chunks import deduplicate, scan_without_duplicates
+from jaxrnn.engines._gated import StepInfo
 from jaxrnn.engines._leaves import add, add_at, pick, put_at
 
 
@@ -44,7 +44,7 @@ class Cotangents(NamedTuple):
 
 
 def back_through(
-    parts: Anatomy,
+    parts: StepInfo,
     params: PyTree,
     product: Callable[[PyTree, PyTree], PyTree],
     d_state: PyTree,
@@ -72,7 +72,7 @@ def back_through(
 
 
 def _by_pullbacks(
-    parts: Anatomy,
+    parts: StepInfo,
     params: PyTree,
     product: Callable[[PyTree, PyTree], PyTree],
     d_state: PyTree,
@@ -83,7 +83,7 @@ def _by_pullbacks(
 ) -> Cotangents:
     """Carry cotangents back through any steps."""
     # The transpose of `activate` at every step: a function is a pytree of what it holds.
-    pullbacks = jax.vmap(lambda *step: jax.vjp(parts.gated.activate, params, *step)[1])(
+    pullbacks = jax.vmap(lambda *step: jax.vjp(parts.split_step.activate, params, *step)[1])(
         steps.previous, steps.projected, steps.recurrent
     )
     unpacked: Any = None
@@ -100,14 +100,14 @@ def _by_pullbacks(
         return carry, packed
 
     zeros = jax.tree.map(jnp.zeros_like, pick(parts.used, params))
-    (d_state, d_used), packed = scan_distinct(
+    (d_state, d_used), packed = scan_without_duplicates(
         body, (d_state, zeros), (pullbacks, steps), reverse=reverse, unroll=unroll
     )
     return Cotangents(d_state, d_used, *unpacked(packed))
 
 
 def _by_derivatives(
-    parts: Anatomy,
+    parts: StepInfo,
     params: PyTree,
     product: Callable[[PyTree, PyTree], PyTree],
     d_state: PyTree,
@@ -122,7 +122,7 @@ def _by_derivatives(
     `activate` passes to the products is a single array, by a table of derivatives times the
     cotangents of what it returns, and so is the state's cotangent.
     """
-    activate = functools.partial(parts.gated.activate, params)
+    activate = functools.partial(parts.split_step.activate, params)
     arguments = steps.previous, steps.projected, steps.recurrent
     (of_previous, *of_products), merge = _derivatives(activate, arguments)
     rows, places = _rows(of_products[::-1])
@@ -153,7 +153,7 @@ def _by_derivatives(
         extra = [_weighted_sum(derivatives, d_results) for derivatives in direct.values()]
         return stacked(add_at(list(direct), d_previous, extra)), packed
 
-    d_first, packed = scan_distinct(
+    d_first, packed = scan_without_duplicates(
         body, stacked(d_state), (table, direct, steps), reverse=reverse, unroll=unroll
     )
     return Cotangents(of_stacked(d_first), [], *unpacked(packed))
@@ -205,7 +205,7 @@ def _split(packed: Array, count: int) -> list[Array]:
 
 
 def _through_product(
-    parts: Anatomy,
+    parts: StepInfo,
     product: Callable[[PyTree, PyTree], PyTree],
     step: Steps,
     d_recurrent: PyTree,
@@ -232,7 +232,7 @@ def _derivatives(
 
     def results(*arguments):
         nonlocal restored
-        leaves, restored = distinct(function(*arguments))
+        leaves, restored = deduplicate(function(*arguments))
         return leaves
 
     like = jax.eval_shape(results, *arguments)

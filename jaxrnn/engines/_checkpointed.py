@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell
-from jaxrnn.engines._chunks import root_chunk, scan_checkpointed
+from jaxrnn.engines._chunks import scan_checkpointed, sqrt_chunk
 from jaxrnn.engines._engine import Engine, checked_chunk, checked_engine, leading_shape
 from jaxrnn.engines._hoisted import hoisted_where_it_can
 
@@ -22,7 +22,7 @@ class Checkpointed(Engine):
     ) -> tuple[Any, Any, Any]:
         """Run the cell chunk by chunk, each under `jax.checkpoint`."""
         steps = leading_shape(inputs)[0]
-        chunk = checked_chunk(self.chunk, steps) or root_chunk(steps)
+        chunk = checked_chunk(self.chunk, steps) or sqrt_chunk(steps)
         engine = self.engine or hoisted_where_it_can(cell)
 
         def run_chunk(state, inputs):
@@ -56,7 +56,7 @@ def checkpointed(chunk: int | None = None, engine: Engine | None = None) -> Chec
     Args:
         chunk: how many steps a chunk has. None takes a divisor of T near its square root. If T is
             no multiple of it, the steps that are left over are compiled for themselves.
-        engine: what runs a chunk. None takes `hoisted()` for gated cells, and `scan()` for others,
+        engine: what runs a chunk. None takes `hoisted()` for split-step cells, and `scan()` for others,
             unrolled on a GPU.
 
     Returns:
@@ -77,7 +77,7 @@ def checkpointed(chunk: int | None = None, engine: Engine | None = None) -> Chec
         >>> def memory(engine):
         ...     compiled = jax.jit(jax.grad(loss), static_argnums=1).lower(params, engine).compile()
         ...     return compiled.memory_analysis().temp_size_in_bytes
-        >>> memory(jaxrnn.checkpointed()) < memory(jaxrnn.hoisted()) / 5
+        >>> memory(jaxrnn.engines.checkpointed()) < memory(jaxrnn.engines.hoisted()) / 5
         True
 
     References:

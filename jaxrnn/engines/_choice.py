@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
 from jaxrnn.engines._checkpointed import checkpointed
-from jaxrnn.engines._engine import Engine, size_in_bytes, steps_a_turn
+from jaxrnn.engines._engine import Engine, default_unroll, size_in_bytes
 from jaxrnn.engines._hoisted import hoisted_where_it_can
 
 # States that take more than this, in bytes, are not all kept.
@@ -42,11 +42,11 @@ def choose_engine(
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> inputs = jax.ShapeDtypeStruct((200, 32, 64), jnp.float32)
-        >>> choice = jaxrnn.choose_engine(jaxrnn.gru(128), inputs)
+        >>> choice = jaxrnn.engines.choose_engine(jaxrnn.gru(128), inputs)
         >>> choice.engine
         Hoisted(chunk=None, keep=None, unroll=None)
         >>> print(choice.reason)
-        gru shows a gated structure, so weight gradients can leave the backward loop
+        gru shows a split step, so weight gradients can leave the backward loop
     """
     checked_cell("cell", cell)
     _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
@@ -59,13 +59,11 @@ def choose_engine(
             f"the states of all {steps} steps would take {need / 2**30:.1f} GiB, so only the one "
             "at the start of each chunk is kept"
         )
-    elif cell.structure is None:
+    elif cell.split_step is None:
         reason = f"{cell.name} shows no structure that another engine could use"
     else:
-        reason = (
-            f"{cell.name} shows a gated structure, so weight gradients can leave the backward loop"
-        )
-    turn = steps_a_turn()
+        reason = f"{cell.name} shows a split step, so weight gradients can leave the backward loop"
+    turn = default_unroll()
     if turn > 1:
         where = jax.default_backend()
         reason += (

@@ -24,7 +24,7 @@ def nearby_divisor(length: int, target: int) -> int:
     return min(divisors, key=lambda n: max(n / target, target / n), default=target)
 
 
-def root_chunk(steps: int) -> int:
+def sqrt_chunk(steps: int) -> int:
     """Return how many steps a chunk has for the least memory: about the square root of all."""
     return nearby_divisor(steps, math.isqrt(steps))
 
@@ -69,7 +69,7 @@ def scan_chunks(
         return function(carry, of_chunk, of_steps)
 
     def whole(carry):
-        carry, outputs = scan_distinct(
+        carry, outputs = scan_without_duplicates(
             run_chunk,
             carry,
             (_each(lambda a: a[:count], per_chunk), _each(chunks_of, per_step)),
@@ -118,7 +118,7 @@ def scan_checkpointed(
     return scan_chunks(run_chunk, carry, None, per_step, steps=steps, chunk=chunk, reverse=reverse)
 
 
-def scan_distinct(
+def scan_without_duplicates(
     body: Callable[[Any, Any], tuple[Any, PyTree]],
     carry: Any,
     xs: PyTree,
@@ -135,14 +135,14 @@ def scan_distinct(
     def each_once(carry: Any, x: Any) -> tuple[Any, list[Any]]:
         nonlocal restored
         carry, outputs = body(carry, x)
-        kept, restored = distinct(outputs)
+        kept, restored = deduplicate(outputs)
         return carry, kept
 
     carry, kept = lax.scan(each_once, carry, xs, reverse=reverse, unroll=unroll)
     return carry, restored(kept)
 
 
-def distinct(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:
+def deduplicate(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:
     """Return each array of a tree once, and a function that puts such a list back into the tree."""
     leaves, structure = jax.tree.flatten(tree)
     kept = {id(leaf): leaf for leaf in leaves}

@@ -44,7 +44,9 @@ def size_in_bytes(tree: PyTree) -> int:
 def checked_engine(engine: Any) -> Engine | None:
     """Return `engine`, an engine, or None for whichever is chosen."""
     if engine is not None and not isinstance(engine, Engine):
-        raise TypeError(f"engine: got {_check.describe(engine)}, wanted one such as jaxrnn.scan()")
+        raise TypeError(
+            f"engine: got {_check.describe(engine)}, expected one such as jaxrnn.engines.scan()"
+        )
     return engine
 
 
@@ -52,12 +54,12 @@ def checked_chunk(chunk: int | None, steps: int) -> int | None:
     """Return `chunk`, None or no longer than the sequence; one of no steps has chunks of any."""
     if chunk is not None and chunk > steps > 0:
         raise ValueError(
-            f"chunk: got {chunk} for inputs of {steps} steps, wanted at most {steps}; "
+            f"chunk: got {chunk} for inputs of {steps} steps, expected at most {steps}; "
             "None chooses, as does an engine without chunks, scan()"
         )
     return chunk
 
 
-def steps_a_turn() -> int:
+def default_unroll() -> int:
     """Return how many steps the body of a compiled loop is best given on this backend."""
     return _UNROLL.get(jax.default_backend(), 1)

@@ -1,4 +1,4 @@
-"""What an engine has to know of a gated cell, learned from shapes and jaxprs alone."""
+"""What an engine has to know of a split-step cell, learned from shapes and jaxprs alone."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Gated
+from jaxrnn._cell import SplitStep
 from jaxrnn._jaxpr import is_pure, leaves_added, leaves_read, primitives
 
 # Arrays of up to so many entries are computed in less time than it takes a CPU to start a kernel.
@@ -27,11 +27,11 @@ _POINTWISE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Anatomy:
+class StepInfo:
     """A gated step, and what its parts make of arguments of some shapes.
 
     Attributes:
-        gated: the step.
+        split_step: the step.
         pure: whether the step reads only its arguments, and does nothing but return results.
         projected: the shapes and dtypes of what `project` returns for one step.
         recurrent: those of what `product` returns.
@@ -47,7 +47,7 @@ class Anatomy:
             they are.
     """
 
-    gated: Gated
+    split_step: SplitStep
     pure: bool
     projected: PyTree
     recurrent: PyTree
@@ -60,27 +60,27 @@ class Anatomy:
     small: bool
 
 
-def anatomy(gated: Gated, params: Any, state: Any, inputs: Any) -> Anatomy:
+def analyse_step(split_step: SplitStep, params: Any, state: Any, inputs: Any) -> StepInfo:
     """Look at a gated step, for params, a state, and the inputs of any number of steps."""
     first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
-    projected = jax.eval_shape(gated.project, params, first)
-    recurrent = jax.eval_shape(gated.product, params, state, projected)
-    exposed = jax.eval_shape(gated.exposed, state, projected)
-    _check_many("project", gated.project, params, first, projected)
-    _check_many("recur", gated.recur, params, exposed, recurrent)
-    results = jax.eval_shape(gated.activate, params, state, projected, recurrent)
+    projected = jax.eval_shape(split_step.project, params, first)
+    recurrent = jax.eval_shape(split_step.product, params, state, projected)
+    exposed = jax.eval_shape(split_step.exposed, state, projected)
+    _check_many("project", split_step.project, params, first, projected)
+    _check_many("recur", split_step.recur, params, exposed, recurrent)
+    results = jax.eval_shape(split_step.activate, params, state, projected, recurrent)
     arguments = params, state, projected, recurrent
-    used, reading, *_ = map(_places, leaves_read(gated.activate, *arguments))
-    _, exposing = map(_places, leaves_read(gated.exposed, state, projected))
-    pairs = leaves_added(gated.activate, (params, state), projected, recurrent)
+    used, reading, *_ = map(_places, leaves_read(split_step.activate, *arguments))
+    _, exposing = map(_places, leaves_read(split_step.exposed, state, projected))
+    pairs = leaves_added(split_step.activate, (params, state), projected, recurrent)
     pairs = {left: right for left, right in pairs.items() if left not in exposing}
     sums = Sums(pairs, jax.tree.structure(recurrent))
     shapes = {
         (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves((state, projected, recurrent, results))
     }
-    return Anatomy(
-        gated,
-        is_pure(gated, params, state, first),
+    return StepInfo(
+        split_step,
+        is_pure(split_step, params, state, first),
         projected,
         recurrent,
         results,
@@ -89,7 +89,9 @@ def anatomy(gated: Gated, params: Any, state: Any, inputs: Any) -> Anatomy:
         exposing,
         sums,
         pointwise=(
-            not used and len(shapes) == 1 and primitives(gated.activate, *arguments) <= _POINTWISE
+            not used
+            and len(shapes) == 1
+            and primitives(split_step.activate, *arguments) <= _POINTWISE
         ),
         small=(
             not exposing
@@ -108,11 +110,11 @@ def _check_many(
         return jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype)
 
     got = jax.eval_shape(part, params, jax.tree.map(several, one))
-    wanted = jax.tree.map(several, result)
-    if any(g.shape != w.shape for g, w in zip(*map(jax.tree.leaves, (got, wanted)), strict=True)):
+    expected = jax.tree.map(several, result)
+    if any(g.shape != w.shape for g, w in zip(*map(jax.tree.leaves, (got, expected)), strict=True)):
         raise ValueError(
-            f"engine: got a cell whose `{name}` makes {_check.describe(got)} of two steps, wanted "
-            f"{_check.describe(wanted)}: it has to act on any leading axes; scan() runs it as it is"
+            f"engine: got a cell whose `{name}` makes {_check.describe(got)} of two steps, expected "
+            f"{_check.describe(expected)}: it has to act on any leading axes; scan() runs it as it is"
         )
 
 

@@ -13,15 +13,15 @@ from jaxtyping import PyTree
 from jaxrnn import _check
 from jaxrnn._cell import Cell
 from jaxrnn.engines._backward import Steps, back_through
-from jaxrnn.engines._chunks import nearby_divisor, scan_chunks, scan_distinct
+from jaxrnn.engines._chunks import nearby_divisor, scan_chunks, scan_without_duplicates
 from jaxrnn.engines._engine import (
     Engine,
     checked_chunk,
+    default_unroll,
     leading_shape,
     size_in_bytes,
-    steps_a_turn,
 )
-from jaxrnn.engines._gated import Anatomy, anatomy
+from jaxrnn.engines._gated import StepInfo, analyse_step
 from jaxrnn.engines._layout import turned_kernels, turned_rows
 from jaxrnn.engines._leaves import add, add_at
 from jaxrnn.engines._linear import linear_with_transpose
@@ -62,7 +62,7 @@ class Plan(NamedTuple):
         keep: what is kept of every step.
     """
 
-    parts: Anatomy
+    parts: StepInfo
     chunk: int
     unroll: int
     reverse: bool
@@ -81,17 +81,17 @@ class Hoisted(Engine):
         self, cell: Cell, params: Any, state: Any, inputs: Any, *, reverse: bool, keep_states: bool
     ) -> tuple[Any, Any, Any]:
         """Run the cell, and where it is differentiated in reverse, hoist the weights' part."""
-        gated = cell.structure
-        if gated is None:
+        split_step = cell.split_step
+        if split_step is None:
             raise ValueError(
-                f"engine: got hoisted() for {cell.name}, which shows no gated structure; "
-                "wanted one that works on any cell: scan() or checkpointed()"
+                f"engine: got hoisted() for {cell.name}, which shows no split step; "
+                "expected one that works on any cell: scan() or checkpointed()"
             )
         steps, *batch = leading_shape(inputs)
         chunk = checked_chunk(self.chunk, steps)
-        parts = anatomy(gated, params, state, inputs)
+        parts = analyse_step(split_step, params, state, inputs)
         chunk = chunk or _chunk_length(parts, params, steps)
-        unroll = self.unroll or nearby_divisor(chunk, steps_a_turn())
+        unroll = self.unroll or nearby_divisor(chunk, default_unroll())
 
         def call(function, keep, *arguments):
             run = functools.partial(function, Plan(parts, chunk, unroll, reverse, keep))
@@ -134,7 +134,7 @@ class Hoisted(Engine):
 def hoisted(
     chunk: int | None = None, keep: Keep | None = None, unroll: int | None = None
 ) -> Hoisted:
-    """Make the engine for training gated cells: all weight gradients are taken after the loop.
+    """Make the engine for training split-step cells: all weight gradients are taken after the loop.
 
     Going back in time needs only the cotangent of the state,
 
@@ -174,7 +174,7 @@ def hoisted(
 
     Returns:
         An engine for `unroll(..., engine=...)`. `unroll` raises a ValueError with a cell that has
-        no gated structure, or one whose parts don't act on any leading axes, and with a chunk
+        no split step, or one whose parts don't act on any leading axes, and with a chunk
         longer than the sequence. It runs as `scan` with integers in params, state or output, and
         with a cell that closes over values which are being traced, or has effects such as printing.
 
@@ -188,8 +188,8 @@ def hoisted(
         >>> params, xs = cell.init(jax.random.key(0), 3), jnp.ones((9, 3))
         >>> def loss(params, engine):
         ...     return jaxrnn.unroll(cell, params, xs, engine=engine)[1].sum()
-        >>> plain = jax.grad(loss)(params, jaxrnn.scan())
-        >>> fast = jax.grad(loss)(params, jaxrnn.hoisted())
+        >>> plain = jax.grad(loss)(params, jaxrnn.engines.scan())
+        >>> fast = jax.grad(loss)(params, jaxrnn.engines.hoisted())
         >>> bool(jnp.allclose(plain.recurrent_kernel, fast.recurrent_kernel, atol=1e-5))
         True
 
@@ -198,7 +198,7 @@ def hoisted(
         GPUs", 2016 (the weight gradient as one product).
     """
     if keep is not None and keep not in get_args(Keep):
-        raise ValueError(f"keep: got {keep!r}, wanted one of {get_args(Keep)} or None")
+        raise ValueError(f"keep: got {keep!r}, expected one of {get_args(Keep)} or None")
     return Hoisted(
         None if chunk is None else _check.size("chunk", chunk),
         keep,
@@ -207,13 +207,13 @@ def hoisted(
 
 
 def hoisted_where_it_can(cell: Cell) -> Engine:
-    """Return `hoisted()` for gated cells, and for others `scan()`, unrolled on a GPU."""
-    if cell.structure is None:
-        return Scan(unroll=steps_a_turn())
+    """Return `hoisted()` for split-step cells, and for others `scan()`, unrolled on a GPU."""
+    if cell.split_step is None:
+        return Scan(unroll=default_unroll())
     return Hoisted(chunk=None, keep=None, unroll=None)
 
 
-def _chunk_length(parts: Anatomy, params: Any, steps: int) -> int:
+def _chunk_length(parts: StepInfo, params: Any, steps: int) -> int:
     """Return how many steps a chunk should have."""
     cache = _WORKING_SET.get(jax.default_backend(), _WORKING_SET_OF_ACCELERATORS)
     target = max(cache, _PARAMETERS * size_in_bytes(params)) // max(_step_size(parts), 1)
@@ -222,7 +222,7 @@ def _chunk_length(parts: Anatomy, params: Any, steps: int) -> int:
     return nearby_divisor(steps, max(target, 1))
 
 
-def _together(parts: Anatomy, chunk: int, members: int) -> bool:
+def _together(parts: StepInfo, chunk: int, members: int) -> bool:
     """Return whether so many members of a `vmap` are better run together than one by one.
 
     On a CPU they are if the caches, which its devices share, hold a chunk of each.
@@ -233,7 +233,7 @@ def _together(parts: Anatomy, chunk: int, members: int) -> bool:
     return members * chunk * _step_size(parts) <= share
 
 
-def _step_size(parts: Anatomy) -> int:
+def _step_size(parts: StepInfo) -> int:
     """Return how many bytes a step's projections, recurrent products and cotangents take."""
     return size_in_bytes((parts.projected, parts.recurrent, parts.recurrent))
 
@@ -241,18 +241,18 @@ def _step_size(parts: Anatomy) -> int:
 def _forward(plan: Plan, params: Any, state: Any, inputs: Any) -> tuple[Any, ...]:
     """Return the last state, and every step's output, state and what else is to be kept."""
     parts, chunk, unroll, reverse, keep = plan
-    gated = parts.gated
+    split_step = parts.split_step
     steps = leading_shape(inputs)[0]
 
     def body(state, projected):
-        recurrent = gated.product(params, state, projected)
-        new_state, output = gated.activate(params, state, projected, recurrent)
+        recurrent = split_step.product(params, state, projected)
+        new_state, output = split_step.activate(params, state, projected, recurrent)
         kept = parts.sums.add(projected, recurrent) if keep == "products" else None
         return new_state, (output, new_state, kept)
 
     def run_chunk(state, _, inputs):
-        projected = gated.project(params, inputs)
-        return scan_distinct(body, state, projected, reverse=reverse, unroll=unroll)
+        projected = split_step.project(params, inputs)
+        return scan_without_duplicates(body, state, projected, reverse=reverse, unroll=unroll)
 
     final, kept = scan_chunks(
         run_chunk, state, None, inputs, steps=steps, chunk=chunk, reverse=reverse
@@ -271,27 +271,28 @@ def _backward(
 ) -> tuple[Any, Any, Any]:
     """Return the cotangents of params, first state and inputs."""
     parts, chunk, unroll, reverse, keep = plan
-    gated = parts.gated
+    split_step = parts.split_step
     d_final, d_outputs, d_states = cotangents
     steps, *batch = leading_shape(inputs)
     axes = 1 + len(batch)  # time and batch: all that a product sums over
     kernels, as_params = turned_kernels(params, rows=math.prod(batch))
 
     def product(state, projected):
-        return gated.product(as_params(kernels), state, projected)
+        return split_step.product(as_params(kernels), state, projected)
 
     def run_chunk(carry, entering, of_steps):
         d_state, d_params = carry
         inputs, states, kept, d_outputs, d_states = of_steps
         previous = _shifted(entering, states, reverse=reverse)
         projected, through_project = jax.vjp(
-            lambda inputs: _merged(functools.partial(gated.project, params), inputs, axes), inputs
+            lambda inputs: _merged(functools.partial(split_step.project, params), inputs, axes),
+            inputs,
         )
-        exposed = gated.exposed(previous, projected)
+        exposed = split_step.exposed(previous, projected)
         if keep == "products":
             projected, recurrent = parts.sums.split(*kept)
         else:
-            recurrent = _merged(functools.partial(gated.recur, params), exposed, axes)
+            recurrent = _merged(functools.partial(split_step.recur, params), exposed, axes)
         steps_back = Steps(previous, projected, recurrent, d_outputs, d_states)
         back = back_through(
             parts, params, product, d_state, steps_back, reverse=not reverse, unroll=unroll
@@ -299,8 +300,8 @@ def _backward(
         # Of these two nothing needs the values, which XLA then leaves out.
         _, through_weights = jax.vjp(
             lambda params: (
-                _merged(lambda rows: gated.project(params, turned_rows(rows)), inputs, axes),
-                _merged(lambda rows: gated.recur(params, turned_rows(rows)), exposed, axes),
+                _merged(lambda rows: split_step.project(params, turned_rows(rows)), inputs, axes),
+                _merged(lambda rows: split_step.recur(params, turned_rows(rows)), exposed, axes),
             ),
             params,
         )
@@ -354,7 +355,7 @@ def _merged(function: Callable[[PyTree], PyTree], tree: PyTree, axes: int) -> Py
     return jax.tree.map(lambda leaf: leaf.reshape(*leading, *leaf.shape[1:]), function(merged))
 
 
-def _what_to_keep(parts: Anatomy, params: Any, steps: int, batch: int) -> Keep:
+def _what_to_keep(parts: StepInfo, params: Any, steps: int, batch: int) -> Keep:
     """Choose by what is less work: to write to memory and read again, or to compute again.
 
     Products are worth keeping where kernels and batches are large, but not on a GPU.

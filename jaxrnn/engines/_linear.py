@@ -94,9 +94,9 @@ def _jvp(primals, tangents, **params):
 def _transpose(cotangents, *arguments, function, transpose, num_residuals, avals):
     cotangents = [ad.instantiate_zeros(cotangent) for cotangent in cotangents]
     results = transpose(list(arguments[:num_residuals]), cotangents)
-    wanted = [ad.is_undefined_primal(argument) for argument in arguments[num_residuals:]]
+    expected = [ad.is_undefined_primal(argument) for argument in arguments[num_residuals:]]
     return [None] * num_residuals + [
-        result if want else None for result, want in zip(results, wanted, strict=True)
+        result if want else None for result, want in zip(results, expected, strict=True)
     ]
 
 

@@ -52,7 +52,7 @@ def scan(unroll: int = 1) -> Scan:
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> cell = jaxrnn.elman(4)
         >>> params = cell.init(jax.random.key(0), 3)
-        >>> state, outputs = jaxrnn.unroll(cell, params, jnp.ones((9, 3)), engine=jaxrnn.scan(4))
+        >>> state, outputs = jaxrnn.unroll(cell, params, jnp.ones((9, 3)), engine=jaxrnn.engines.scan(4))
         >>> outputs.shape
         (9, 4)
     """

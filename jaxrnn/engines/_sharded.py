@@ -30,7 +30,7 @@ class Sharded(Engine):
         _, *batch = leading_shape(inputs)
         if not batch or batch[0] % len(devices):
             raise ValueError(
-                f"inputs: got the batch dimensions {tuple(batch)}, wanted (batch, ...) with a "
+                f"inputs: got the batch dimensions {tuple(batch)}, expected (batch, ...) with a "
                 f"batch that {len(devices)} devices divide, for sharded()"
             )
         engine = self.engine or hoisted_where_it_can(cell)
@@ -62,7 +62,7 @@ def sharded(devices: int | None = None, engine: Engine | None = None) -> Sharded
 
     Args:
         devices: how many; None takes all of `jax.devices()`.
-        engine: what runs on each. None takes `hoisted()` for gated cells, and `scan()` for others,
+        engine: what runs on each. None takes `hoisted()` for split-step cells, and `scan()` for others,
             unrolled on a GPU.
 
     Returns:
@@ -77,7 +77,7 @@ def sharded(devices: int | None = None, engine: Engine | None = None) -> Sharded
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> cell = jaxrnn.gru(4)
         >>> params, xs = cell.init(jax.random.key(0), 3), jnp.ones((9, 2, 3))
-        >>> state, outputs = jaxrnn.unroll(cell, params, xs, engine=jaxrnn.sharded(devices=1))
+        >>> state, outputs = jaxrnn.unroll(cell, params, xs, engine=jaxrnn.engines.sharded(devices=1))
         >>> outputs.shape
         (9, 2, 4)
     """
@@ -94,6 +94,6 @@ def _devices(count: int | None) -> list[Any]:
         if devices[0].platform == "cpu":
             hint = f"; jax.config.update('jax_num_cpu_devices', {count}) makes as many of a CPU"
         raise ValueError(
-            f"devices: got {count}, wanted at most the {len(devices)} that jax.devices() has{hint}"
+            f"devices: got {count}, expected at most the {len(devices)} that jax.devices() has{hint}"
         )
     return devices[:count]

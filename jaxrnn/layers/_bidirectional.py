@@ -78,24 +78,24 @@ def bidirectional(
         batch_shape: tuple[int, ...] = (), *, dtype: Any = jnp.float32, params: Any = None
     ):
         params = (None, None) if params is None else params
-        _check.entries("params", params, 2)
+        _check.one_per_layer("params", params, 2)
         return tuple(
             direction.initial_state(batch_shape, dtype=dtype, params=of_direction)
             for direction, of_direction in zip(directions, params, strict=True)
         )
 
     def apply(
-        params: Any, state: Any, inputs: Float[Array, "T *batch I"], *, key=None, **ragged: Any
+        params: Any, state: Any, inputs: Float[Array, "T *batch I"], *, key=None, **options: Any
     ) -> tuple[Any, PyTree]:
-        _check.entries("params", params, 2)
+        _check.one_per_layer("params", params, 2)
         if state is None:
             state = (None, None)
-        _check.entries("state", state, 2)
+        _check.one_per_layer("state", state, 2)
         keys: Any = (None, None)
         if key is not None:
             keys = jax.random.split(_check.key("key", key))
         runs = [
-            direction.apply(p, s, inputs, key=k, **ragged)
+            direction.apply(p, s, inputs, key=k, **options)
             for direction, p, s, k in zip(directions, params, state, keys, strict=True)
         ]
         (forward_state, forwards), (backward_state, backwards) = runs
@@ -105,7 +105,7 @@ def bidirectional(
             if min(leaf.ndim for leaf in both) < inputs.ndim - (not return_sequences):
                 raise ValueError(
                     f"cell: got {name} with outputs of {_check.describe(both)} for inputs of "
-                    f"{_check.describe(inputs)}, wanted some with features to put side by side"
+                    f"{_check.describe(inputs)}, expected some with features to put side by side"
                 )
             return jnp.concatenate(both, axis=-1)
 
@@ -118,7 +118,7 @@ def bidirectional(
         initial_state,
         apply,
         name,
-        ragged=True,
-        streams=False,
-        sequences=return_sequences,
+        recurrent=True,
+        causal=False,
+        return_sequences=return_sequences,
     )

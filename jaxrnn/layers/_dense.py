@@ -71,7 +71,7 @@ def dense(
         kernel = jax.ShapeDtypeStruct((inputs.shape[-1], features), inputs.dtype)
         bias = jax.ShapeDtypeStruct((features,), inputs.dtype) if use_bias else None
         source = f"for dense({features}) on inputs of {_check.describe(inputs)}"
-        _check.tree("params", params, DenseParams(kernel, bias), source)  # pyright: ignore[reportArgumentType]
+        _check.same_spec("params", params, DenseParams(kernel, bias), source)  # pyright: ignore[reportArgumentType]
         outputs = inputs @ params.kernel
         if params.bias is not None:
             outputs = outputs + params.bias

@@ -51,7 +51,7 @@ def embedding(
     def init(key, input_size: int | None = None, *, dtype: Any = jnp.float32):
         if input_size is not None:
             raise ValueError(
-                f"input_size: got {input_size}, wanted None: an embedding's inputs are integers"
+                f"input_size: got {input_size}, expected None: an embedding's inputs are integers"
             )
         dtype = _check.float_dtype("dtype", dtype)
         key = _check.key("key", key)
@@ -64,7 +64,7 @@ def embedding(
         _check.array("params", params, min_ndim=0, axes="(num_embeddings, features)")
         if params.shape != (num_embeddings, features):
             raise ValueError(
-                f"params: got {_check.describe(params)}, wanted a table of shape "
+                f"params: got {_check.describe(params)}, expected a table of shape "
                 f"{(num_embeddings, features)}"
             )
         rows = jnp.take(params, inputs, axis=0, mode="fill", fill_value=jnp.nan)

@@ -30,12 +30,12 @@ class Layer:
             None is the initial one. With a key the layer trains, and draws what it needs at random;
             without, it evaluates.
         name: what error messages call the layer.
-        ragged: whether `apply` also takes `lengths`, `mask` and `resets`, as `unroll` does, and an
+        recurrent: whether `apply` also takes `lengths`, `mask` and `resets`, as `unroll` does, and an
             argument `unroll`: a function that runs each cell in the place of `jaxrnn.unroll`, by
             which the diagnostics look inside. Layers that treat each step by itself need none.
-        streams: whether the sequence may come in windows; not so if anything in the layer runs from
+        causal: whether the sequence may come in windows; not so if anything in the layer runs from
             the last step to the first.
-        sequences: whether outputs have a time axis where inputs have one; not so if only the last
+        return_sequences: whether outputs have a time axis where inputs have one; not so if only the last
             output is returned.
 
     Example:
@@ -56,9 +56,9 @@ class Layer:
     initial_state: Callable[..., Any]
     apply: Callable[..., tuple[Any, Any]]
     name: str = "layer"
-    ragged: bool = False
-    streams: bool = True
-    sequences: bool = True
+    recurrent: bool = False
+    causal: bool = True
+    return_sequences: bool = True
 
     def __repr__(self) -> str:
         return f"Layer({self.name})"
@@ -79,7 +79,7 @@ def output_size(layer: Layer, params: Any, input_size: int | None, dtype: Any) -
         if input_size is None
         else jax.ShapeDtypeStruct((1, 1, input_size), dtype)
     )
-    options = {"unroll": _scanned} if layer.ragged else {}
+    options = {"unroll": _scanned} if layer.recurrent else {}
     _, outputs = jax.eval_shape(lambda p, x: layer.apply(p, None, x, **options), params, one_step)
     return outputs.shape[-1]
 

@@ -9,10 +9,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
-from jaxrnn._ragged import real_steps
 from jaxrnn._unroll import unroll
 from jaxrnn.engines import Engine, checked_engine
 from jaxrnn.layers._layer import Layer
+from jaxrnn.wrappers._masked import real_steps
 
 
 def rnn(
@@ -40,7 +40,7 @@ def rnn(
 
     Raises:
         TypeError: if a setting is of the wrong kind; in `apply` as `unroll` does.
-        ValueError: in `apply` as `unroll` does, and if the last output of no step is wanted.
+        ValueError: in `apply` as `unroll` does, and if the last output of no step is expected.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -90,9 +90,9 @@ def rnn(
         cell.initial_state,
         apply,
         f"rnn({cell.name})",
-        ragged=True,
-        streams=not reverse,
-        sequences=return_sequences,
+        recurrent=True,
+        causal=not reverse,
+        return_sequences=return_sequences,
     )
 
 
@@ -110,7 +110,7 @@ def _last_output(
     """
     steps = shape[0]
     if steps == 0:
-        raise ValueError("inputs: got 0 steps, wanted at least 1, as only the last is returned")
+        raise ValueError("inputs: got 0 steps, expected at least 1, as only the last is returned")
     if lengths is None and mask is None:
         return jax.tree.map(lambda leaf: leaf[0 if reverse else -1], outputs)
     real = real_steps(shape, lengths, mask)

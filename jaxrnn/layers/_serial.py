@@ -40,18 +40,18 @@ def serial(*layers: Layer) -> Layer:
         (100, 8, 50)
     """
     if not layers:
-        raise TypeError("layers: got none, wanted at least one jaxrnn.Layer")
+        raise TypeError("layers: got none, expected at least one jaxrnn.Layer")
     for number, layer in enumerate(layers):
         if not isinstance(layer, Layer):
             raise TypeError(
-                f"layers[{number}]: got {_check.describe(layer)}, wanted a Layer, such "
+                f"layers[{number}]: got {_check.describe(layer)}, expected a Layer, such "
                 "as jaxrnn.rnn(cell)"
             )
-        last = next((before for before in layers[:number] if not before.sequences), None)
+        last = next((before for before in layers[:number] if not before.return_sequences), None)
         if last is not None and _runs_over_time(layer):
             raise ValueError(
                 f"layers[{number}]: got {layer.name}, which runs over time, after {last.name}, "
-                "whose outputs have no time axis, wanted return_sequences=True before it"
+                "whose outputs have no time axis, expected return_sequences=True before it"
             )
 
     def init(key, input_size: int | None = None, *, dtype: Any = jnp.float32) -> tuple[Any, ...]:
@@ -69,7 +69,7 @@ def serial(*layers: Layer) -> Layer:
         batch_shape: tuple[int, ...] = (), *, dtype: Any = jnp.float32, params: Any = None
     ) -> tuple[Any, ...]:
         params = (None,) * len(layers) if params is None else params
-        _check.entries("params", params, len(layers))
+        _check.one_per_layer("params", params, len(layers))
         states = []
         for number, layer in enumerate(layers):
             with _named(number, layer):
@@ -77,13 +77,13 @@ def serial(*layers: Layer) -> Layer:
         return tuple(states)
 
     def apply(
-        params: Any, state: Any, inputs: Shaped[Array, "T *batch"], *, key=None, **ragged: Any
+        params: Any, state: Any, inputs: Shaped[Array, "T *batch"], *, key=None, **options: Any
     ) -> tuple[Any, Shaped[Array, "..."]]:
         states = (None,) * len(layers) if state is None else state
-        _check.entries("params", params, len(layers))
-        _check.entries("state", states, len(layers))
+        _check.one_per_layer("params", params, len(layers))
+        _check.one_per_layer("state", states, len(layers))
         # Here, as no layer might be recurrent, and look at them.
-        unknown = sorted(ragged.keys() - {"lengths", "mask", "resets", "unroll"})
+        unknown = sorted(options.keys() - {"lengths", "mask", "resets", "unroll"})
         if unknown:
             raise TypeError(f"{unknown[0]}: got it in apply, which takes lengths, mask and resets")
         keys: Any = [None] * len(layers)
@@ -92,9 +92,9 @@ def serial(*layers: Layer) -> Layer:
         new_states = []
         for number, layer in enumerate(layers):
             with _named(number, layer):
-                options = ragged if layer.ragged else {}
+                options_of_layer = options if layer.recurrent else {}
                 new_state, inputs = layer.apply(
-                    params[number], states[number], inputs, key=keys[number], **options
+                    params[number], states[number], inputs, key=keys[number], **options_of_layer
                 )
             new_states.append(new_state)
         return tuple(new_states), inputs
@@ -105,15 +105,15 @@ def serial(*layers: Layer) -> Layer:
         initial_state,
         apply,
         name,
-        ragged=any(layer.ragged for layer in layers),
-        streams=all(layer.streams for layer in layers),
-        sequences=all(layer.sequences for layer in layers),
+        recurrent=any(layer.recurrent for layer in layers),
+        causal=all(layer.causal for layer in layers),
+        return_sequences=all(layer.return_sequences for layer in layers),
     )
 
 
 def _runs_over_time(layer: Layer) -> bool:
     """Return whether a layer unrolls a cell, or carries a state from step to step by itself."""
-    return layer.ragged or bool(jax.tree.leaves(jax.eval_shape(layer.initial_state)))
+    return layer.recurrent or bool(jax.tree.leaves(jax.eval_shape(layer.initial_state)))
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ def make_batches(
     def take(step, key, data):
         if period is None:
             batch = batches(key)  # pyright: ignore[reportCallIssue]
-            _check.kept("batches", batch)
+            _check.no_narrowing("batches", batch)
             return batch
         number = step % period
         return jax.tree.map(
@@ -59,11 +59,13 @@ def _count(batches: PyTree) -> Int[np.ndarray, ""]:
     leaves = jax.tree.leaves(batches)
     if not leaves or not all(getattr(leaf, "shape", ()) for leaf in leaves):
         raise TypeError(
-            f"batches: got {_check.describe(batches)}, wanted a function of a key, or arrays whose "
+            f"batches: got {_check.describe(batches)}, expected a function of a key, or arrays whose "
             "first axis counts batches"
         )
     lengths = {leaf.shape[0] for leaf in leaves}
     if len(lengths) > 1 or 0 in lengths:
-        raise ValueError(f"batches: got arrays of {sorted(lengths)} batches, wanted one number > 0")
-    _check.kept("batches", batches)
+        raise ValueError(
+            f"batches: got arrays of {sorted(lengths)} batches, expected one number > 0"
+        )
+    _check.no_narrowing("batches", batches)
     return np.asarray(lengths.pop(), np.int32)

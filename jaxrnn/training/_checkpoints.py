@@ -60,7 +60,7 @@ class Checkpoints:
 
     Example:
         >>> import jaxrnn
-        >>> jaxrnn.Checkpoints("runs/first", every=500)
+        >>> jaxrnn.training.Checkpoints("runs/first", every=500)
         Checkpoints(directory='runs/first', every=500, keep=2)
     """
 
@@ -70,11 +70,11 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         if not isinstance(self.directory, str | os.PathLike):
-            raise TypeError(f"directory: got {_check.describe(self.directory)}, wanted a path")
+            raise TypeError(f"directory: got {_check.describe(self.directory)}, expected a path")
         path = Path(self.directory).absolute().as_posix()
         if any(character in path for character in "[*?\\"):
             raise ValueError(
-                f"directory: got {path!r}, wanted a path without any of [ * ? \\, which "
+                f"directory: got {path!r}, expected a path without any of [ * ? \\, which "
                 "TensorStore takes for a pattern"
             )
         _check.size("every", self.every)
@@ -91,7 +91,7 @@ class Snapshot(NamedTuple):
 
 
 def save(checkpoints: Checkpoints, snapshot: Snapshot) -> None:
-    """Write a checkpoint, and remove those that are no longer wanted."""
+    """Write a checkpoint, and remove those that are no longer expected."""
     leaves = _named_leaves(snapshot)
     # Orbax writes no empty arrays, which hold nothing anyway.
     arrays = {name: _as_numpy(leaf) for name, leaf in leaves.items() if leaf.size}
@@ -138,7 +138,7 @@ def restore(checkpoints: Checkpoints, start: Snapshot) -> Snapshot:
     if jax.process_count() > 1:
         multihost_utils.assert_equal(
             found.state.step,
-            f"checkpoints: got other ones in other processes, wanted {checkpoints.directory} to be "
+            f"checkpoints: got other ones in other processes, expected {checkpoints.directory} to be "
             "a directory that they share",
         )
     return found
@@ -164,7 +164,7 @@ def check_writable(checkpoints: Checkpoints, done: int, steps: int) -> None:
             pass
     except OSError as error:
         raise OSError(
-            f"checkpoints: got the directory {directory}, wanted one to write to: {error}"
+            f"checkpoints: got the directory {directory}, expected one to write to: {error}"
         ) from error
     for path in _numbered(directory):
         step = _step(path)
@@ -205,21 +205,21 @@ def _load(folder: Path, start: Snapshot) -> Snapshot:
     """Load a whole checkpoint, if it is one of the run that `start` is the start of."""
     so_far = (_step(folder),)
     history = (jax.ShapeDtypeStruct(so_far, leaf.dtype) for leaf in start.history)
-    wanted = _named_leaves(start._replace(history=Metrics(*history)))
-    ours, theirs = _described(wanted), json.loads((folder / _NAMES).read_text())
+    expected = _named_leaves(start._replace(history=Metrics(*history)))
+    ours, theirs = _described(expected), json.loads((folder / _NAMES).read_text())
     for name in [*ours, *theirs]:
         got, want = ours.get(name, "nothing"), theirs.get(name, "nothing")
         if got != want:
-            raise ValueError(f"{name}: got {got}, wanted {want} as in the checkpoint {folder}")
+            raise ValueError(f"{name}: got {got}, expected {want} as in the checkpoint {folder}")
     with _orbax_checkpointer() as orbax:
         arrays = orbax.restore(folder / _LEAVES)
     for name in ("key", "batches"):
-        if name in wanted and not np.array_equal(_as_numpy(wanted[name]), arrays[name]):
+        if name in expected and not np.array_equal(_as_numpy(expected[name]), arrays[name]):
             raise ValueError(
-                f"{name}: got {_as_numpy(wanted[name])}, wanted {arrays[name]} as in the "
+                f"{name}: got {_as_numpy(expected[name])}, expected {arrays[name]} as in the "
                 f"checkpoint {folder}"
             )
-    leaves = [_like(leaf, arrays[name]) if leaf.size else leaf for name, leaf in wanted.items()]
+    leaves = [_like(leaf, arrays[name]) if leaf.size else leaf for name, leaf in expected.items()]
     return jax.tree.unflatten(jax.tree.structure(start), leaves)
 
 
@@ -232,8 +232,8 @@ def _damage(folder: Path) -> str | None:
         got = _digests(folder)
     except OSError as error:
         return f"its files can't be read: {error}"
-    wanted = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    damaged = sorted(name for name in {*got, *wanted} if got.get(name) != wanted.get(name))
+    expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    damaged = sorted(name for name in {*got, *expected} if got.get(name) != expected.get(name))
     return f"its file {damaged[0]!r} is damaged" if damaged else None
 
 
@@ -288,7 +288,7 @@ def _check_free(folder: Path) -> None:
     if os.path.lexists(folder) and not _is_ours(folder):
         raise FileExistsError(
             f"checkpoints: got a directory with {folder}, which is not of jaxrnn or has other "
-            "files in it, wanted one for its checkpoints alone"
+            "files in it, expected one for its checkpoints alone"
         )
 
 
@@ -316,8 +316,8 @@ def _as_numpy(leaf: Any) -> np.ndarray:
     return np.asarray(leaf)
 
 
-def _like(wanted: Any, array: np.ndarray) -> Any:
+def _like(expected: Any, array: np.ndarray) -> Any:
     """Return what `_as_numpy` made an array of: a key, an array of JAX, or one of NumPy."""
-    if jnp.issubdtype(wanted.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(wanted))
-    return jnp.asarray(array) if isinstance(wanted, jax.Array) else array
+    if jnp.issubdtype(expected.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(expected))
+    return jnp.asarray(array) if isinstance(expected, jax.Array) else array

@@ -11,10 +11,10 @@ from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
-from jaxrnn._dtypes import strongly_typed
+from jaxrnn._dtypes import without_weak_types
 from jaxrnn.training._batches import Batches, make_batches
 from jaxrnn.training._checkpoints import Checkpoints, Snapshot, check_writable, restore, save
-from jaxrnn.training._non_finite import first_bad_leaf, non_finite_error, settle
+from jaxrnn.training._non_finite import accept_or_reject, first_bad_leaf, non_finite_error
 from jaxrnn.training._progress import progress_bar
 from jaxrnn.training._result import FitResult
 from jaxrnn.training._sharding import gather, put_everywhere
@@ -118,11 +118,11 @@ def fit(
         _check.function("on_report", on_report)
     if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
         raise TypeError(
-            f"checkpoints: got {_check.describe(checkpoints)}, wanted jaxrnn.Checkpoints(directory)"
+            f"checkpoints: got {_check.describe(checkpoints)}, expected jaxrnn.training.Checkpoints(directory)"
         )
     step = train_step(loss, optimizer, clip_norm=clip_norm)
     source = make_batches(batches, sharding, key)
-    state = strongly_typed(init_train_state(params, optimizer, carry=carry))
+    state = without_weak_types(init_train_state(params, optimizer, carry=carry))
     dtypes = _dtypes_of_metrics(step, source, state, key)
     run = _make_run(step, source, dtypes, report_every)
 
@@ -132,7 +132,9 @@ def fit(
         now = restore(checkpoints, now)
     total = int(now.state.step)
     if total > steps:
-        raise ValueError(f"steps: got {steps}, wanted {total} or more, as in the newest checkpoint")
+        raise ValueError(
+            f"steps: got {steps}, expected {total} or more, as in the newest checkpoint"
+        )
     if checkpoints is not None and total < steps:
         check_writable(checkpoints, total, steps)
 
@@ -176,7 +178,7 @@ def _make_run(step: Any, source: Batches, dtypes: Metrics, most: int) -> Callabl
             done, state, history, _ = loop
             batch_key, loss_key = keys[done]
             new_state, metrics = step(state, source.take(state.step, batch_key, data), loss_key)
-            state, good = settle(state, new_state, metrics)
+            state, good = accept_or_reject(state, new_state, metrics)
             history = jax.tree.map(functools.partial(set_index, done), history, metrics)
             return done + 1, state, history, good
 

@@ -40,7 +40,7 @@ def metrics_writer(path: str | os.PathLike[str]) -> Callable[[int, FitResult], N
         >>> path = pathlib.Path(tempfile.mkdtemp(), "curve.csv")
         >>> result = jaxrnn.fit(
         ...     loss, jnp.array(0.0), optax.sgd(0.25), jnp.array([1.0, 2.0]), steps=2,
-        ...     key=jax.random.key(0), on_report=jaxrnn.metrics_writer(path),
+        ...     key=jax.random.key(0), on_report=jaxrnn.training.metrics_writer(path),
         ... )
         >>> print(path.read_text())
         step,loss,gradient_norm
@@ -49,10 +49,10 @@ def metrics_writer(path: str | os.PathLike[str]) -> Callable[[int, FitResult], N
         <BLANKLINE>
     """
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path: got {_check.describe(path)}, wanted a path")
+        raise TypeError(f"path: got {_check.describe(path)}, expected a path")
     path = Path(path)
     if path.suffix not in _HEADERS:
-        raise ValueError(f"path: got {str(path)!r}, wanted it to end in .csv or .jsonl")
+        raise ValueError(f"path: got {str(path)!r}, expected it to end in .csv or .jsonl")
     row = {".csv": _csv_row, ".jsonl": _json_row}[path.suffix]
     written = 0
 
@@ -60,7 +60,7 @@ def metrics_writer(path: str | os.PathLike[str]) -> Callable[[int, FitResult], N
         nonlocal written
         if np.ndim(result.losses) != 1:
             raise ValueError(
-                f"result: got losses {_check.describe(result.losses)}, wanted those of one run, "
+                f"result: got losses {_check.describe(result.losses)}, expected those of one run, "
                 "not of a sweep"
             )
         if jax.process_index() != 0:

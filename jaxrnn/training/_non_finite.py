@@ -13,7 +13,7 @@ from jaxrnn.training._result import FitResult, NonFiniteError
 from jaxrnn.training._step import Metrics, TrainState, loss_and_gradient
 
 
-def settle(
+def accept_or_reject(
     old: TrainState, new: TrainState, metrics: Metrics
 ) -> tuple[TrainState, Bool[Array, ""]]:
     """Decide on a step: take it, skip it, or stay where training was before it.
@@ -29,8 +29,8 @@ def settle(
     Returns:
         The train state to go on from, and whether to go on at all.
     """
-    whole = _all_finite((metrics, new.params)) & ~_ceased(old.carry, new.carry)
-    skipped = _refused(new.optimizer_state) & _all_finite(new.params)
+    whole = _all_finite((metrics, new.params)) & ~_became_non_finite(old.carry, new.carry)
+    skipped = _skipped_by_optax(new.optimizer_state) & _all_finite(new.params)
     new = new._replace(carry=_select(whole, new.carry, old.carry))
     return _select(whole | skipped, new, old), whole | skipped
 
@@ -54,7 +54,7 @@ def first_bad_leaf(
         (value, _), gradient = loss_and_gradient(loss)(state, batch, loss_key)
         new, metrics = step(state, batch, loss_key)
         parts = value, gradient, metrics.gradient_norm, new.params
-        carry = jax.tree.map(lambda *pair: ~_ceased(*pair), state.carry, new.carry)
+        carry = jax.tree.map(lambda *pair: ~_became_non_finite(*pair), state.carry, new.carry)
         return *jax.tree.map(_all_finite, parts), carry
 
     names = (
@@ -90,7 +90,7 @@ def non_finite_error(result: FitResult, step: int, leaf: str) -> NonFiniteError:
     return NonFiniteError(message, result, step, leaf)
 
 
-def _refused(optimizer_state: PyTree) -> Bool[Array, ""]:
+def _skipped_by_optax(optimizer_state: PyTree) -> Bool[Array, ""]:
     """Return whether an `optax.apply_if_finite` anywhere in the optimizer refused the gradient."""
     import optax
 
@@ -106,7 +106,7 @@ def _select(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(functools.partial(jnp.where, condition), yes, no)
 
 
-def _ceased(old: PyTree, new: PyTree) -> Bool[Array, ""]:
+def _became_non_finite(old: PyTree, new: PyTree) -> Bool[Array, ""]:
     """Return whether any number that was finite no longer is: infinity may be there on purpose."""
     pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
     lost = (

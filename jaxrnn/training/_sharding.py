@@ -38,11 +38,11 @@ def checked(name: str, sharding: PyTree | None, batch: PyTree) -> PyTree | None:
     parts = jax.tree.leaves(sharding, is_leaf=lambda part: part is None)
     if not parts or not all(_is_named_sharding(part) for part in parts):
         raise TypeError(
-            f"{name}: got {_check.describe(sharding)}, wanted a jax.sharding.NamedSharding, or a "
+            f"{name}: got {_check.describe(sharding)}, expected a jax.sharding.NamedSharding, or a "
             "pytree of them"
         )
     if len({part.mesh for part in parts}) > 1:
-        raise ValueError(f"{name}: got several meshes, wanted one")
+        raise ValueError(f"{name}: got several meshes, expected one")
     # Else arrays would have their sharding in their type, and a loss would have to speak of it.
     mesh = Mesh(parts[0].mesh.devices, parts[0].mesh.axis_names)
 
@@ -53,7 +53,7 @@ def checked(name: str, sharding: PyTree | None, batch: PyTree) -> PyTree | None:
         shardings = jax.tree.map(of_part, sharding, batch)
     except (TypeError, ValueError):
         raise ValueError(
-            f"{name}: got {_check.describe(sharding)}, wanted a prefix of a batch: "
+            f"{name}: got {_check.describe(sharding)}, expected a prefix of a batch: "
             f"{_check.describe(batch)}"
         ) from None
     leaves = jax.tree_util.tree_leaves_with_path(batch)
@@ -115,7 +115,7 @@ def _check_divides(name: str, path: str, leaf: Any, sharding: NamedSharding) -> 
     spec = sharding.spec
     if len(spec) > len(leaf.shape):
         raise ValueError(
-            f"{name}{path}: got the axes {tuple(spec)}, wanted at most {len(leaf.shape)} for a "
+            f"{name}{path}: got the axes {tuple(spec)}, expected at most {len(leaf.shape)} for a "
             f"batch {_check.describe(leaf)}"
         )
     for axis, names in enumerate(spec):
@@ -123,6 +123,6 @@ def _check_divides(name: str, path: str, leaf: Any, sharding: NamedSharding) -> 
         devices = math.prod(sharding.mesh.shape[name] for name in names)
         if leaf.shape[axis] % devices:
             raise ValueError(
-                f"batches{path}: got a batch {_check.describe(leaf)}, wanted a multiple of "
+                f"batches{path}: got a batch {_check.describe(leaf)}, expected a multiple of "
                 f"{devices} on axis {axis}, which {name} divides over {devices} devices"
             )

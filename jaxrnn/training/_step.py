@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
-from jaxrnn._dtypes import wide
+from jaxrnn._dtypes import at_least_float32
 
 if TYPE_CHECKING:
     import optax
@@ -69,7 +69,7 @@ def train_step(
         >>> import jax, jax.numpy as jnp, jaxrnn, optax
         >>> optimizer = optax.sgd(0.5)
         >>> step = jaxrnn.train_step(lambda params, batch, key: (params - batch) ** 2, optimizer)
-        >>> state = jaxrnn.init_train_state(jnp.array(1.0), optimizer)
+        >>> state = jaxrnn.training.init_train_state(jnp.array(1.0), optimizer)
         >>> state, metrics = step(state, jnp.array(3.0), jax.random.key(0))
         >>> float(state.params), float(metrics.loss), float(metrics.gradient_norm)
         (3.0, 4.0, 4.0)
@@ -96,13 +96,13 @@ def init_train_state(
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn, optax
-        >>> int(jaxrnn.init_train_state(jnp.zeros(3), optax.adam(1e-3)).step)
+        >>> int(jaxrnn.training.init_train_state(jnp.zeros(3), optax.adam(1e-3)).step)
         0
     """
     _check_optimizer(optimizer)
     _check.trainable("params", params)
-    _check.kept("params", params)
-    _check.kept("carry", carry)
+    _check.no_narrowing("params", params)
+    _check.no_narrowing("carry", carry)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry)
 
 
@@ -112,8 +112,8 @@ def _train_step(loss, optimizer, clip_norm):
     _check.function("loss", loss)
     _check_optimizer(optimizer)
     least = float(jnp.finfo(jnp.float32).tiny)  # what is smaller may be 0 on the device
-    if clip_norm is not None and _check.real("clip_norm", clip_norm, low=0.0) < least:
-        raise ValueError(f"clip_norm: got {clip_norm}, wanted more: nothing would be learnt")
+    if clip_norm is not None and _check.number("clip_norm", clip_norm, low=0.0) < least:
+        raise ValueError(f"clip_norm: got {clip_norm}, expected more: nothing would be learnt")
 
     slope = loss_and_gradient(loss)
     update = optax.with_extra_args_support(optimizer).update
@@ -121,11 +121,11 @@ def _train_step(loss, optimizer, clip_norm):
     def step(state: TrainState, batch: PyTree, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
         if not isinstance(state, TrainState):
             raise TypeError(
-                f"train_state: got {_check.describe(state)}, wanted what init_train_state returns"
+                f"train_state: got {_check.describe(state)}, expected what init_train_state returns"
             )
         (value, carry), gradient = slope(state, batch, _check.key("key", key))
         gradient = jax.tree.map(jnp.conj, gradient)
-        norm = optax.tree.norm(jax.tree.map(wide, gradient))
+        norm = optax.tree.norm(jax.tree.map(at_least_float32, gradient))
         limit = 1.0
         if clip_norm is not None:
             limit = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
@@ -143,7 +143,7 @@ def _train_step(loss, optimizer, clip_norm):
 
 def _check_optimizer(optimizer: Any) -> None:
     if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
-        raise TypeError(f"optimizer: got {_check.describe(optimizer)}, wanted one of optax's")
+        raise TypeError(f"optimizer: got {_check.describe(optimizer)}, expected one of optax's")
 
 
 def loss_and_gradient(
@@ -156,9 +156,9 @@ def loss_and_gradient(
             return _check.scalar("loss", loss(params, batch, key)), None
         returned = loss(params, carry, batch, key)
         if not isinstance(returned, tuple) or len(returned) != 2:
-            raise TypeError(f"loss: returned {_check.describe(returned)}, wanted (scalar, carry)")
+            raise TypeError(f"loss: returned {_check.describe(returned)}, expected (scalar, carry)")
         value, new_carry = returned
-        _check.tree("carry", new_carry, carry, "like the one that the loss was given")
+        _check.same_spec("carry", new_carry, carry, "like the one that the loss was given")
         return _check.scalar("loss", value), new_carry
 
     gradient = jax.value_and_grad(loss_and_carry, has_aux=True)

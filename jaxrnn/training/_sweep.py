@@ -13,10 +13,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
-from jaxrnn._dtypes import strongly_typed
+from jaxrnn._dtypes import without_weak_types
 from jaxrnn.training._batches import Batches, make_batches
 from jaxrnn.training._fit import keys_of_steps, set_index
-from jaxrnn.training._non_finite import settle
+from jaxrnn.training._non_finite import accept_or_reject
 from jaxrnn.training._progress import progress_bar
 from jaxrnn.training._result import FitResult
 from jaxrnn.training._step import Metrics, TrainState, init_train_state, train_step
@@ -108,7 +108,7 @@ def sweep(
     own_keys = _has_own_keys(key)
     members = _count_members(settings, key if own_keys else None)
     # Floats are settings in whichever dtype JAX keeps; integers that don't fit would be others.
-    _check.kept(
+    _check.no_narrowing(
         "settings",
         [leaf for leaf in jax.tree.leaves(settings) if _check.has_kind(leaf, jnp.integer)],
     )
@@ -153,7 +153,7 @@ def _start(
 
     def start(of_member: tuple[PyTree, PRNGKeyArray]) -> TrainState:
         _, params, optimizer = _checked_setup(setup(*of_member))
-        return strongly_typed(init_train_state(params, optimizer, carry=carry))
+        return without_weak_types(init_train_state(params, optimizer, carry=carry))
 
     if len(keys) > _FEW:
         # Not by vmap: initialisers factorise matrices, and jaxlib's batched factorisations can wait
@@ -184,7 +184,7 @@ def _make_run(
             # Once a member has stopped it measures NaN, and so stays stopped: as it is, although
             # the optimizer may refuse a gradient of its own accord.
             metrics = jax.tree.map(lambda value: jnp.where(alive, value, jnp.nan), metrics)
-            settled, good = settle(state, new_state, metrics)
+            settled, good = accept_or_reject(state, new_state, metrics)
             still = alive & good
             state = jax.tree.map(functools.partial(jnp.where, still), settled, state)
             return (state, still), metrics
@@ -247,27 +247,27 @@ def _count_members(settings: PyTree, keys: PRNGKeyArray | None) -> int:
     leaves = jax.tree.leaves(settings)
     if not all(getattr(leaf, "shape", ()) for leaf in leaves):
         raise TypeError(
-            f"settings: got {_check.describe(settings)}, wanted arrays whose first axis counts "
+            f"settings: got {_check.describe(settings)}, expected arrays whose first axis counts "
             "members"
         )
     counts = {leaf.shape[0] for leaf in leaves}
     if len(counts) > 1 or 0 in counts:
-        raise ValueError(f"settings: got {sorted(counts)} members, wanted one number > 0")
+        raise ValueError(f"settings: got {sorted(counts)} members, expected one number > 0")
     if keys is not None:
         if counts and keys.shape[0] not in counts:
             raise ValueError(
-                f"key: got {_check.describe(keys)}, wanted {counts.pop()} keys, as settings have "
+                f"key: got {_check.describe(keys)}, expected {counts.pop()} keys, as settings have "
                 "members"
             )
         counts.add(keys.shape[0])
     if not counts:
-        raise TypeError("settings: got None and a single key, wanted arrays, or an array of keys")
+        raise TypeError("settings: got None and a single key, expected arrays, or an array of keys")
     return counts.pop()
 
 
 def _checked_setup(returned: Any) -> tuple[Any, PyTree, Any]:
     if not isinstance(returned, tuple) or len(returned) != 3:
         raise TypeError(
-            f"setup: returned {_check.describe(returned)}, wanted (loss, params, optimizer)"
+            f"setup: returned {_check.describe(returned)}, expected (loss, params, optimizer)"
         )
     return returned

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from jaxrnn import _check
-from jaxrnn._dtypes import strongly_typed, varying_as
+from jaxrnn._dtypes import pvary_like, without_weak_types
 from jaxrnn._unroll import checked_flags
 from jaxrnn.layers import Layer
 
@@ -73,23 +73,23 @@ class TruncatedLoss:
                 narrow a state of NumPy's 64 bits and change it.
         """
         _check_inputs(inputs)
-        _check.kept("inputs", inputs)
-        _check.kept("state", state)
+        _check.no_narrowing("inputs", inputs)
+        _check.no_narrowing("state", state)
         if state is None:
             floating = jnp.issubdtype(inputs.dtype, jnp.floating)
             dtype = inputs.dtype if floating else jnp.float32
             state = self.model.initial_state(
                 _steps_and_batch(inputs)[1:], dtype=dtype, params=params
             )
-        if self.k2 > self.k1 and not self.model.ragged and jax.tree.leaves(state):
+        if self.k2 > self.k1 and not self.model.recurrent and jax.tree.leaves(state):
             raise ValueError(
-                f"model: got {self.model!r}, which has a state and heeds no mask, wanted one that "
+                f"model: got {self.model!r}, which has a state and heeds no mask, expected one that "
                 f"heeds it, or k2={self.k2} to be k1={self.k1}"
             )
         # NumPy's 64 bits are 32 here, unless they are enabled.
         kept = jnp.zeros((self.k2 - self.k1, *inputs.shape[1:]), jnp.result_type(inputs))
         never = jnp.zeros(_steps_and_batch(kept), bool)
-        return TruncatedCarry(strongly_typed(state), kept, never, never)
+        return TruncatedCarry(without_weak_types(state), kept, never, never)
 
     def __call__(
         self,
@@ -119,9 +119,9 @@ class TruncatedLoss:
         )
         # Without overlap no steps are run again; a layer without state heeds no flags.
         used: dict[str, Array] = {}
-        if self.model.ragged and (k2 > k1 or new_mask is not None):
+        if self.model.recurrent and (k2 > k1 or new_mask is not None):
             used["mask"] = mask
-        if self.model.ragged and (k2 > k1 or new_resets is not None):
+        if self.model.recurrent and (k2 > k1 or new_resets is not None):
             used["resets"] = resets
         keys = (None, None) if key is None else jax.random.split(_check.key("key", key))
 
@@ -180,7 +180,7 @@ def truncated_loss(
         >>> model = jaxrnn.rnn(jaxrnn.elman(4))
         >>> params = model.init(jax.random.key(0), 4)
         >>> windows = jnp.ones((9, 5, 2, 4))                    # 9 windows of 5 steps in a row
-        >>> loss = jaxrnn.truncated_loss(model, jaxrnn.losses.squared_error, k1=5, k2=10)
+        >>> loss = jaxrnn.training.truncated_loss(model, jaxrnn.losses.squared_error, k1=5, k2=10)
         >>> result = jaxrnn.fit(
         ...     loss, params, optax.adam(1e-2), (windows, windows),
         ...     steps=9, key=jax.random.key(1), carry=loss.initial_carry(windows[0]),
@@ -193,18 +193,18 @@ def truncated_loss(
         network trajectories", Neural Computation 2, 1990: BPTT(h; h') with h = k2 and h' = k1.
     """
     if not isinstance(model, Layer):
-        raise TypeError(f"model: got {_check.describe(model)}, wanted a jaxrnn.Layer")
-    if not model.streams:
+        raise TypeError(f"model: got {_check.describe(model)}, expected a jaxrnn.Layer")
+    if not model.causal:
         raise ValueError(
-            f"model: got {model!r}, wanted one that streams, from the first step on: what runs "
+            f"model: got {model!r}, expected one that streams, from the first step on: what runs "
             "backwards needs the whole sequence"
         )
-    if not model.sequences:
-        raise ValueError(f"model: got {model!r}, wanted one that gives an output for each step")
+    if not model.return_sequences:
+        raise ValueError(f"model: got {model!r}, expected one that gives an output for each step")
     k1 = _check.size("k1", k1)
     k2 = k1 if k2 is None else _check.size("k2", k2)
     if k2 < k1:
-        raise ValueError(f"k2: got {k2}, wanted at least k1={k1}, the new steps of a window")
+        raise ValueError(f"k2: got {k2}, expected at least k1={k1}, the new steps of a window")
     return TruncatedLoss(model, _check.function("loss", loss), k1, k2)
 
 
@@ -272,7 +272,7 @@ def truncated_gradient(
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> model = jaxrnn.rnn(jaxrnn.elman(8))
         >>> params, xs = model.init(jax.random.key(0), 3), jnp.ones((1000, 2, 3))
-        >>> state, value, gradient = jaxrnn.truncated_gradient(
+        >>> state, value, gradient = jaxrnn.training.truncated_gradient(
         ...     model, lambda outputs, targets: jnp.square(outputs - targets).sum(), params,
         ...     xs, jnp.zeros((1000, 2, 8)), k1=10, k2=20,
         ... )
@@ -285,17 +285,17 @@ def truncated_gradient(
     """
     of_windows = truncated_loss(model, loss, k1=k1, k2=k2)
     _check_inputs(inputs)
-    _check.kept("params", params)
-    _check.kept("targets", targets)
+    _check.no_narrowing("params", params)
+    _check.no_narrowing("targets", targets)
     steps = inputs.shape[0]
     _check.steps("targets", targets, steps)
     if of_windows.k2 > steps:
         raise ValueError(
-            f"k2: got windows of k2={of_windows.k2} steps for a sequence of {steps}, wanted at "
+            f"k2: got windows of k2={of_windows.k2} steps for a sequence of {steps}, expected at "
             f"most {steps}"
         )
     if steps % of_windows.k1:
-        raise ValueError(f"inputs: got {steps} steps, wanted a multiple of k1={of_windows.k1}")
+        raise ValueError(f"inputs: got {steps} steps, expected a multiple of k1={of_windows.k1}")
     if key is not None:
         _check.key("key", key)
     mask, resets = checked_flags(_steps_and_batch(inputs), lengths, mask, resets)
@@ -322,13 +322,13 @@ def _sum_windows(
         (value, (carry, state)), gradient = differentiate(params, carry, *window)
         return (carry, state, *jax.tree.map(jnp.add, totals, [value, gradient])), None
 
-    carry = varying_as(carry, jax.tree.leaves(sequence)[0])
+    carry = pvary_like(carry, jax.tree.leaves(sequence)[0])
     first = jax.tree.map(lambda leaf: leaf[0], (windows, keys))
     (value, _), gradient = jax.eval_shape(differentiate, params, carry, *first)
     value, gradient = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, gradient)
     )
-    value = varying_as(value, jax.tree.leaves(sequence)[0])
+    value = pvary_like(value, jax.tree.leaves(sequence)[0])
     (_, state, value, gradient), _ = lax.scan(
         add_window, (carry, carry.state, value, gradient), (windows, keys)
     )
@@ -338,26 +338,28 @@ def _sum_windows(
 def _check_inputs(inputs: Any) -> None:
     array = hasattr(inputs, "shape") and hasattr(inputs, "dtype")
     if not array or not _steps_and_batch(inputs):
-        raise TypeError(f"inputs: got {_check.describe(inputs)}, wanted an array (T, *batch, ...)")
+        raise TypeError(
+            f"inputs: got {_check.describe(inputs)}, expected an array (T, *batch, ...)"
+        )
 
 
 def _checked_window(carry: Any, batch: Any, k1: int, k2: int) -> tuple[Any, Any, Any, Any]:
     """Return a window's inputs, targets, mask or None, and resets or None."""
     if not isinstance(carry, TruncatedCarry):
         raise TypeError(
-            f"carry: got {_check.describe(carry)}, wanted what initial_carry returns, which "
+            f"carry: got {_check.describe(carry)}, expected what initial_carry returns, which "
             "fit takes as carry"
         )
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         raise TypeError(
-            f"batch: got {_check.describe(batch)}, wanted (inputs, targets), or "
+            f"batch: got {_check.describe(batch)}, expected (inputs, targets), or "
             "(inputs, targets, flags)"
         )
     inputs, targets, *flags = batch
     _check_inputs(inputs)
-    _check.kept("batch", batch)
+    _check.no_narrowing("batch", batch)
     if inputs.shape[:1] != (k1,):
-        raise ValueError(f"inputs: got {_check.describe(inputs)}, wanted k1={k1} steps")
+        raise ValueError(f"inputs: got {_check.describe(inputs)}, expected k1={k1} steps")
     _check.steps("targets", targets, k1)
     mask, resets = _mask_and_resets(flags[0] if flags else {}, _steps_and_batch(inputs))
     _check_kept_steps(carry, inputs, k2 - k1)
@@ -370,13 +372,13 @@ def _check_kept_steps(carry: TruncatedCarry, inputs: Array, count: int) -> None:
     flags = jax.ShapeDtypeStruct(_steps_and_batch(steps), bool)
     carry = carry._replace(state=None)
     want = carry._replace(inputs=steps, mask=flags, resets=flags)
-    _check.tree("carry", carry, want, f"for the k2 - k1 = {count} steps before such inputs")
+    _check.same_spec("carry", carry, want, f"for the k2 - k1 = {count} steps before such inputs")
 
 
 def _mask_and_resets(flags: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
     """Return a batch's mask and resets, None for each that it hasn't got."""
     if not isinstance(flags, dict) or not flags.keys() <= {"mask", "resets"}:
-        raise TypeError(f"flags: got {_check.describe(flags)}, wanted a dict of mask and resets")
+        raise TypeError(f"flags: got {_check.describe(flags)}, expected a dict of mask and resets")
     return checked_flags(shape, None, flags.get("mask"), flags.get("resets"))
 
 

@@ -12,13 +12,13 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxrnn._cell import Cell, checked_cell
-from jaxrnn._dtypes import wide
+from jaxrnn._dtypes import at_least_float32
 from jaxrnn.wrappers._wrap import (
-    checked_gated,
+    checked_split_step,
+    inner_learned_state,
+    inner_step,
     innermost,
-    learned_beneath,
-    map_innermost,
-    step_beneath,
+    map_own_projection,
 )
 
 # Keeps the division finite where all features are equal, as at the zero state.
@@ -48,20 +48,20 @@ def layer_norm(cell: Cell) -> Cell:
     `tanh` makes the hidden state of it; here each gate has its own, and the cell state none.
 
     Args:
-        cell: a gated cell that projects inputs by weights and a bias, as all here do. Wrap it
+        cell: a split-step cell that projects inputs by weights and a bias, as all here do. Wrap it
             by this first: zoneout, dropout and so on go around.
 
     Returns:
-        A gated cell with the same state, whose params are a `LayerNormParams`: gains of 1 and a
+        A split-step cell with the same state, whose params are a `LayerNormParams`: gains of 1 and a
         shift of 0 at first. Equal settings give the same object.
 
     Raises:
         TypeError: if `cell` is not a cell.
-        ValueError: if it shows no gated structure.
+        ValueError: if it shows no split step.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
-        >>> cell = jaxrnn.layer_norm(jaxrnn.lstm(64))
+        >>> cell = jaxrnn.wrappers.layer_norm(jaxrnn.lstm(64))
         >>> params = cell.init(jax.random.key(0), 32)
         >>> state, outputs = jaxrnn.unroll(cell, params, jnp.ones((5, 16, 32)))
         >>> outputs.shape, params.input_gain.shape
@@ -70,32 +70,34 @@ def layer_norm(cell: Cell) -> Cell:
     References:
         Ba, Kiros and Hinton, "Layer normalization", 2016, equations 4 and 20 to 22.
     """
-    checked_gated("cell", checked_cell("cell", cell), "layer_norm")
+    checked_split_step("cell", checked_cell("cell", cell), "layer_norm")
     return _layer_norm(cell)
 
 
 @functools.cache
 def _layer_norm(cell: Cell) -> Cell:
-    gated = checked_gated("cell", cell, "layer_norm")
+    split_step = checked_split_step("cell", cell, "layer_norm")
 
     def init(key: jax.Array, input_size: int, dtype: Any) -> LayerNormParams:
         params = cell.init(key, input_size, dtype=dtype)
         inputs = jax.ShapeDtypeStruct((input_size,), dtype)
-        projected = jax.eval_shape(gated.project, params, inputs)
-        recurrent = jax.eval_shape(gated.product, params, cell.state_spec((), dtype), projected)
+        projected = jax.eval_shape(split_step.project, params, inputs)
+        recurrent = jax.eval_shape(
+            split_step.product, params, cell.state_spec((), dtype), projected
+        )
         of_recurrent = jnp.ones(sum(_sizes(recurrent)), dtype)
         gain = jnp.ones(sum(_sizes(innermost(projected))), dtype)
         return LayerNormParams(params, gain, of_recurrent, jnp.zeros_like(of_recurrent))
 
     def project(params: LayerNormParams, inputs: Any) -> Any:
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[-1:], leaf.dtype), inputs)
-        bias = innermost(gated.project(params.cell, nothing))
+        bias = innermost(split_step.project(params.cell, nothing))
 
         def normalised(projected: PyTree) -> PyTree:
             weighted = jax.tree.map(jnp.subtract, projected, bias)
             return _normalised(weighted, params.input_gain, jax.tree.leaves(bias))
 
-        return map_innermost(normalised, gated.project(params.cell, inputs))
+        return map_own_projection(normalised, split_step.project(params.cell, inputs))
 
     # Here and not in `recur`, whose transpose would have to compute the product again.
     def activate(
@@ -103,13 +105,13 @@ def _layer_norm(cell: Cell) -> Cell:
     ) -> tuple[Any, Any]:
         shifts = _split(params.recurrent_shift, recurrent)
         recurrent = _normalised(recurrent, params.recurrent_gain, shifts)
-        return gated.activate(params.cell, state, projected, recurrent)
+        return split_step.activate(params.cell, state, projected, recurrent)
 
-    step = dataclasses.replace(step_beneath(cell), project=project, activate=activate)
+    step = dataclasses.replace(inner_step(cell), project=project, activate=activate)
     return cell.replace(
         init=init,
         step=step,
-        learned_state=learned_beneath(cell),
+        learned_state=inner_learned_state(cell),
         name=f"layer_norm({cell.name})",
     )
 
@@ -125,7 +127,7 @@ def _normalised(
 
 def _norm(values: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
     # Squares of 16 bits would lose what the mean leaves.
-    values_wide = wide(values)
+    values_wide = at_least_float32(values)
     centred = values_wide - jnp.mean(values_wide, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     return (centred * lax.rsqrt(variance + _EPSILON)).astype(values.dtype)

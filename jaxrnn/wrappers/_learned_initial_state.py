@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
-from jaxrnn.wrappers._wrap import step_beneath
+from jaxrnn.wrappers._wrap import inner_step
 
 
 class LearnedInitialStateParams(NamedTuple):
@@ -41,7 +41,7 @@ def learned_initial_state(cell: Cell) -> Cell:
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
-        >>> cell = jaxrnn.learned_initial_state(jaxrnn.gru(4))
+        >>> cell = jaxrnn.wrappers.learned_initial_state(jaxrnn.gru(4))
         >>> params, xs = cell.init(jax.random.key(0), 3), jnp.ones((5, 16, 3))
         >>> def loss(params):
         ...     return jaxrnn.unroll(cell, params, xs)[1].sum()
@@ -66,11 +66,11 @@ def _learned_initial_state(cell: Cell) -> Cell:
     def learned_state(params: Any, batch_shape: tuple[int, ...], dtype: Any) -> PyTree:
         if not isinstance(params, LearnedInitialStateParams):
             raise TypeError(
-                f"params: got {_check.describe(params)}, wanted a LearnedInitialStateParams for "
+                f"params: got {_check.describe(params)}, expected a LearnedInitialStateParams for "
                 f"{name}"
             )
         state = params.initial_state
-        _check.tree("params.initial_state", state, cell.state_spec((), dtype), f"for {name}")
+        _check.same_spec("params.initial_state", state, cell.state_spec((), dtype), f"for {name}")
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape)), state)
 
-    return cell.replace(init=init, step=step_beneath(cell), learned_state=learned_state, name=name)
+    return cell.replace(init=init, step=inner_step(cell), learned_state=learned_state, name=name)

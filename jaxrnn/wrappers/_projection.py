@@ -12,7 +12,7 @@ from jaxrnn import _check, initializers
 from jaxrnn._cell import Cell, checked_cell, hidden_part, with_hidden
 from jaxrnn._jaxpr import leaves_read
 from jaxrnn.initializers import Initializer
-from jaxrnn.wrappers._wrap import checked_gated, step_beneath, with_state
+from jaxrnn.wrappers._wrap import checked_split_step, inner_step, with_state
 
 
 class ProjectionParams(NamedTuple):
@@ -35,14 +35,14 @@ def projection(
     own gradient is the one that engines can't take out of the backward loop.
 
     Args:
-        cell: a gated cell whose params have a `recurrent_kernel` `(H, G*H)`, and whose hidden state
+        cell: a split-step cell whose params have a `recurrent_kernel` `(H, G*H)`, and whose hidden state
             is used in the recurrent product only: an LSTM, with peepholes or without, or an Elman
             network. A GRU mixes its old hidden state into the new one, and so can't be projected.
         size: P, from 1 to H.
         projection_init: initialiser of `projection`, `(H, P)`.
 
     Returns:
-        A gated cell whose params are a `ProjectionParams`, and whose output and hidden state are
+        A split-step cell whose params are a `ProjectionParams`, and whose output and hidden state are
         `(*batch, P)`; equal settings give the same object. The recurrent kernel is at first the
         first P rows of what the cell's own initialiser draws.
 
@@ -52,7 +52,7 @@ def projection(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
-        >>> cell = jaxrnn.projection(jaxrnn.lstm(64), 16)
+        >>> cell = jaxrnn.wrappers.projection(jaxrnn.lstm(64), 16)
         >>> params = cell.init(jax.random.key(0), 32)
         >>> state, outputs = jaxrnn.unroll(cell, params, jnp.ones((5, 32)))
         >>> outputs.shape, state.cell.shape, params.cell.recurrent_kernel.shape
@@ -67,31 +67,31 @@ def projection(
     size = _check.size("size", size)
     units = _projectable_units(cell)
     if size > units:
-        raise ValueError(f"size: got {size}, wanted at most the {units} units of {cell.name}")
+        raise ValueError(f"size: got {size}, expected at most the {units} units of {cell.name}")
     return _projection(cell, size, _check.function("projection_init", projection_init))
 
 
 def _projectable_units(cell: Cell) -> int:
     """Return H of a cell of which only the recurrent product sees the hidden state."""
-    gated = checked_gated("cell", cell, "projection")
+    split_step = checked_split_step("cell", cell, "projection")
     if cell.learned_state is not None:
         raise ValueError(
-            f"cell: got {cell.name}, which learns its initial state, wanted one that doesn't; wrap "
-            "what is projected by jaxrnn.learned_initial_state, not the other way round"
+            f"cell: got {cell.name}, which learns its initial state, expected one that doesn't; wrap "
+            "what is projected by jaxrnn.wrappers.learned_initial_state, not the other way round"
         )
     params, state = cell.params_spec(1), cell.state_spec()
     if not hasattr(params, "recurrent_kernel"):
         raise ValueError(
-            f"cell: got {cell.name} with params {_check.describe(params)}, wanted some with a "
+            f"cell: got {cell.name} with params {_check.describe(params)}, expected some with a "
             "recurrent_kernel, such as those of jaxrnn.lstm"
         )
-    projected = jax.eval_shape(gated.project, params, jax.ShapeDtypeStruct((1,), jnp.float32))
-    recurrent = jax.eval_shape(gated.product, params, state, projected)
-    _, of_state, *_ = leaves_read(gated.activate, params, state, projected, recurrent)
-    if gated.expose is not None or hidden_part(cell, of_state):
+    projected = jax.eval_shape(split_step.project, params, jax.ShapeDtypeStruct((1,), jnp.float32))
+    recurrent = jax.eval_shape(split_step.product, params, state, projected)
+    _, of_state, *_ = leaves_read(split_step.activate, params, state, projected, recurrent)
+    if split_step.expose is not None or hidden_part(cell, of_state):
         raise ValueError(
             f"cell: got {cell.name}, which uses its old hidden state elsewhere than in the "
-            "recurrent product, wanted one such as jaxrnn.lstm; wrap what is projected, not "
+            "recurrent product, expected one such as jaxrnn.lstm; wrap what is projected, not "
             "the other way round"
         )
     return hidden_part(cell, state).shape[-1]
@@ -99,7 +99,7 @@ def _projectable_units(cell: Cell) -> int:
 
 @functools.cache
 def _projection(cell: Cell, size: int, projection_init: Initializer) -> Cell:
-    gated = checked_gated("cell", cell, "projection")
+    split_step = checked_split_step("cell", cell, "projection")
 
     def init(key: jax.Array, input_size: int, dtype: Any) -> ProjectionParams:
         of_cell, of_projection = jax.random.split(key)
@@ -115,10 +115,10 @@ def _projection(cell: Cell, size: int, projection_init: Initializer) -> Cell:
         return with_hidden(state, hidden_part(cell, state)[..., :size])
 
     def activate(params: Any, *others: Any) -> tuple[Any, Any]:
-        new_state, output = gated.activate(params.cell, *others)
+        new_state, output = split_step.activate(params.cell, *others)
         projected = hidden_part(cell, new_state) @ params.projection
         return with_state(with_hidden(new_state, projected), new_state, output)
 
-    step = dataclasses.replace(step_beneath(cell), activate=activate)
+    step = dataclasses.replace(inner_step(cell), activate=activate)
     name = f"projection({cell.name})"
     return cell.replace(init=init, initial_state=initial_state, step=step, name=name)

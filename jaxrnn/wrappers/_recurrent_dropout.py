@@ -10,7 +10,13 @@ from jaxtyping import Array, Float
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell, hidden_part, with_hidden
-from jaxrnn.wrappers._wrap import Beside, after_step, checked_gated, drawing, split_noise
+from jaxrnn.wrappers._wrap import (
+    Extended,
+    checked_split_step,
+    combined_noise,
+    split_noise,
+    wrap_step,
+)
 
 
 def recurrent_dropout(cell: Cell, rate: float) -> Cell:
@@ -28,12 +34,12 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
     here; with `implementation=1` it draws a mask for each gate.
 
     Args:
-        cell: a cell that shows its structure, `jaxrnn.Gated`, with a hidden state: a field `hidden`
+        cell: a cell that shows its structure, `jaxrnn.SplitStep`, with a hidden state: a field `hidden`
             of its state, or the state itself if that is a single array.
         rate: the probability that a unit isn't seen, from 0 up to but not 1.
 
     Returns:
-        A gated cell with the same params and state; equal settings give the same object.
+        A split-step cell with the same params and state; equal settings give the same object.
 
     Raises:
         TypeError: if `cell` is not a cell, or `rate` not a number.
@@ -41,7 +47,7 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
-        >>> cell = jaxrnn.recurrent_dropout(jaxrnn.gru(64), 0.25)
+        >>> cell = jaxrnn.wrappers.recurrent_dropout(jaxrnn.gru(64), 0.25)
         >>> params, xs = cell.init(jax.random.key(0), 3), jnp.ones((5, 16, 3))
         >>> state, outputs = jaxrnn.unroll(cell, params, xs, key=jax.random.key(1))  # trains
         >>> outputs.shape
@@ -52,14 +58,14 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
         networks", 2016, section 4.1 (tied weights).
         Semeniuta, Severyn and Barth, "Recurrent dropout without memory loss", 2016, equation 8.
     """
-    checked_gated("cell", checked_cell("cell", cell), "recurrent_dropout")
+    checked_split_step("cell", checked_cell("cell", cell), "recurrent_dropout")
     hidden_part(cell, cell.state_spec())
     return _recurrent_dropout(cell, _check.rate("rate", rate))
 
 
 @functools.cache
 def _recurrent_dropout(cell: Cell, rate: float) -> Cell:
-    gated = checked_gated("cell", cell, "recurrent_dropout")
+    split_step = checked_split_step("cell", cell, "recurrent_dropout")
 
     def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> Float[Array, "T *batch H"]:
         steps, *batch = shape
@@ -70,15 +76,15 @@ def _recurrent_dropout(cell: Cell, rate: float) -> Cell:
     def finish(params: Any, state: Any, mask: Any, new_state: Any, output: Any) -> tuple[Any, Any]:
         return new_state, output
 
-    def expose(state: Any, projected: Beside) -> Any:
+    def expose(state: Any, projected: Extended) -> Any:
         mask = projected.beside
         if mask is not None:
             state = with_hidden(state, mask * hidden_part(cell, state))
-        return gated.exposed(state, projected.inner)
+        return split_step.exposed(state, projected.inner)
 
-    step: Any = after_step(cell, split_noise, finish)
+    step: Any = wrap_step(cell, split_noise, finish)
     return cell.replace(
         step=dataclasses.replace(step, expose=expose),
-        draw=drawing(cell, draw),
+        draw_noise=combined_noise(cell, draw),
         name=f"recurrent_dropout({cell.name})",
     )

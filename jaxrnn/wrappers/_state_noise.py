@@ -8,7 +8,7 @@ from jaxtyping import Array, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
-from jaxrnn.wrappers._wrap import after_step, drawing, for_each_part, split_noise, with_state
+from jaxrnn.wrappers._wrap import combined_noise, per_state_leaf, split_noise, with_state, wrap_step
 
 
 def state_noise(cell: Cell, scale: float | PyTree) -> Cell:
@@ -36,7 +36,7 @@ def state_noise(cell: Cell, scale: float | PyTree) -> Cell:
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
-        >>> cell = jaxrnn.state_noise(jaxrnn.elman(64), 0.1)
+        >>> cell = jaxrnn.wrappers.state_noise(jaxrnn.elman(64), 0.1)
         >>> params, xs = cell.init(jax.random.key(0), 3), jnp.zeros((1, 100, 3))
         >>> _, outputs = jaxrnn.unroll(cell, params, xs, key=jax.random.key(1))
         >>> bool(abs(outputs.std() - 0.1) < 0.01)
@@ -48,11 +48,11 @@ def state_noise(cell: Cell, scale: float | PyTree) -> Cell:
         Lim, Erichson, Hodgkinson and Mahoney, "Noisy recurrent neural networks", 2021, equation 5.
     """
     checked_cell("cell", cell)
-    return _state_noise(cell, for_each_part("scale", scale, cell, _scale))
+    return _state_noise(cell, per_state_leaf("scale", scale, cell, _scale))
 
 
 def _scale(name: str, value: Any) -> float:
-    return _check.real(name, value, low=0.0)
+    return _check.number(name, value, low=0.0)
 
 
 @functools.cache
@@ -76,7 +76,7 @@ def _state_noise(cell: Cell, scales: tuple[float, ...]) -> Cell:
         return with_state(treedef.unflatten(parts), new_state, output)
 
     return cell.replace(
-        step=after_step(cell, split_noise, finish),
-        draw=drawing(cell, draw),
+        step=wrap_step(cell, split_noise, finish),
+        draw_noise=combined_noise(cell, draw),
         name=f"state_noise({cell.name})",
     )

@@ -15,17 +15,17 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell, Gated, NoisyInputs
+from jaxrnn._cell import Cell, NoisyInputs, SplitStep
 
 
-class Beside(NamedTuple):
+class Extended(NamedTuple):
     """What a wrapper's `project` returns: the inner cell's, and what passes it by."""
 
     inner: Any
     beside: Any
 
 
-def after_step(
+def wrap_step(
     cell: Cell,
     split: Callable[[Any], tuple[Any, Any]],
     finish: Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]],
@@ -41,8 +41,8 @@ def after_step(
     Returns:
         The wrapper's step.
     """
-    gated = cell.structure
-    if gated is None:
+    split_step = cell.split_step
+    if split_step is None:
 
         def step(params: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
             inner, beside = split(inputs)
@@ -51,18 +51,20 @@ def after_step(
         return step
 
     # What the inner cell doesn't take goes with its projections, past all that needs the state.
-    def project(params: Any, inputs: Any) -> Beside:
+    def project(params: Any, inputs: Any) -> Extended:
         inner, beside = split(inputs)
-        return Beside(gated.project(params, inner), beside)
+        return Extended(split_step.project(params, inner), beside)
 
-    def activate(params: Any, state: Any, projected: Beside, recurrent: Any) -> tuple[Any, Any]:
-        new = gated.activate(params, state, projected.inner, recurrent)
+    def activate(params: Any, state: Any, projected: Extended, recurrent: Any) -> tuple[Any, Any]:
+        new = split_step.activate(params, state, projected.inner, recurrent)
         return finish(params, state, projected.beside, *new)
 
-    def expose(state: Any, projected: Beside) -> Any:
-        return gated.exposed(state, projected.inner)
+    def expose(state: Any, projected: Extended) -> Any:
+        return split_step.exposed(state, projected.inner)
 
-    return Gated(project, gated.recur, activate, None if gated.expose is None else expose)
+    return SplitStep(
+        project, split_step.recur, activate, None if split_step.expose is None else expose
+    )
 
 
 def with_state(changed: PyTree, new_state: PyTree, output: PyTree) -> tuple[PyTree, PyTree]:
@@ -74,17 +76,17 @@ def with_state(changed: PyTree, new_state: PyTree, output: PyTree) -> tuple[PyTr
 
 def innermost(projected: Any) -> PyTree:
     """Return what the innermost cell projects, without anything beside it."""
-    return innermost(projected.inner) if isinstance(projected, Beside) else projected
+    return innermost(projected.inner) if isinstance(projected, Extended) else projected
 
 
-def map_innermost(function: Callable[[PyTree], PyTree], projected: Any) -> Any:
+def map_own_projection(function: Callable[[PyTree], PyTree], projected: Any) -> Any:
     """Apply a function to what the innermost cell projects, and to nothing beside it."""
-    if isinstance(projected, Beside):
-        return projected._replace(inner=map_innermost(function, projected.inner))
+    if isinstance(projected, Extended):
+        return projected._replace(inner=map_own_projection(function, projected.inner))
     return function(projected)
 
 
-def learned_beneath(cell: Cell) -> Callable[..., PyTree] | None:
+def inner_learned_state(cell: Cell) -> Callable[..., PyTree] | None:
     """Return the `learned_state` of a wrapper whose params have the cell's as a field `cell`."""
     learned_state = cell.learned_state
     if learned_state is None:
@@ -92,42 +94,42 @@ def learned_beneath(cell: Cell) -> Callable[..., PyTree] | None:
     return lambda params, batch_shape, dtype: learned_state(params.cell, batch_shape, dtype)
 
 
-def step_beneath(cell: Cell) -> Any:
+def inner_step(cell: Cell) -> Any:
     """Return the cell's own step for params that have the cell's as a field `cell`."""
-    gated = cell.structure
-    if gated is None:
+    split_step = cell.split_step
+    if split_step is None:
         return lambda params, state, inputs: cell.advance(params.cell, state, inputs)
-    return Gated(
-        project=lambda params, inputs: gated.project(params.cell, inputs),
-        recur=lambda params, state: gated.recur(params.cell, state),
-        activate=lambda params, *others: gated.activate(params.cell, *others),
-        expose=gated.expose,
+    return SplitStep(
+        project=lambda params, inputs: split_step.project(params.cell, inputs),
+        recur=lambda params, state: split_step.recur(params.cell, state),
+        activate=lambda params, *others: split_step.activate(params.cell, *others),
+        expose=split_step.expose,
     )
 
 
-def drawing(
+def combined_noise(
     cell: Cell, own: Callable[[jax.Array, tuple[int, ...], Any], PyTree]
 ) -> Callable[..., tuple[PyTree, PyTree]]:
     """Return the `draw` of a wrapper: its own noise, and that of the cell in it, or None."""
 
     def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> tuple[PyTree, PyTree]:
-        if cell.draw is None:
+        if cell.draw_noise is None:
             return own(key, shape, dtype), None
         of_wrapper, of_cell = jax.random.split(key)
-        return own(of_wrapper, shape, dtype), cell.draw(of_cell, shape, dtype)
+        return own(of_wrapper, shape, dtype), cell.draw_noise(of_cell, shape, dtype)
 
     return draw
 
 
 def split_noise(inputs: Any) -> tuple[Any, PyTree]:
-    """Undo `drawing`: return what the inner cell takes, and the wrapper's noise or None."""
+    """Undo `combined_noise`: return what the inner cell takes, and the wrapper's noise or None."""
     if not isinstance(inputs, NoisyInputs):
         return inputs, None
     own, inner = inputs.noise
     return inputs.inputs if inner is None else NoisyInputs(inputs.inputs, inner), own
 
 
-def for_each_part(
+def per_state_leaf(
     name: str, value: Any, cell: Cell, check: Callable[[str, Any], float]
 ) -> tuple[float, ...]:
     """Return one checked number for each array of a cell's state, 0 for one of integers.
@@ -146,7 +148,7 @@ def for_each_part(
         return tuple(0.0 if whole else number for whole in integral)
     if jax.tree.structure(value) != jax.tree.structure(spec):
         raise TypeError(
-            f"{name}: got {_check.describe(value)}, wanted a number, or one for each part of "
+            f"{name}: got {_check.describe(value)}, expected a number, or one for each part of "
             f"{cell.name}'s state {_check.describe(spec)}"
         )
     numbers = []
@@ -156,15 +158,15 @@ def for_each_part(
         where = f"{name}{jax.tree_util.keystr(path)}"
         numbers.append(check(where, leaf))
         if whole and leaf:
-            raise ValueError(f"{where}: got {leaf}, wanted 0 for a part of dtype {part.dtype}")
+            raise ValueError(f"{where}: got {leaf}, expected 0 for a part of dtype {part.dtype}")
     return tuple(numbers)
 
 
-def checked_gated(name: str, value: Any, wrapper: str) -> Gated:
-    """Return the structure of `value`, a gated cell, which `wrapper` needs."""
-    if value.structure is None:
+def checked_split_step(name: str, value: Any, wrapper: str) -> SplitStep:
+    """Return the structure of `value`, a split-step cell, which `wrapper` needs."""
+    if value.split_step is None:
         raise ValueError(
-            f"{name}: got {value.name}, whose step shows no structure, wanted a jaxrnn.Gated one "
+            f"{name}: got {value.name}, whose step shows no structure, expected a jaxrnn.SplitStep one "
             f"for {wrapper}"
         )
-    return value.structure
+    return value.split_step

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
-from jaxrnn.wrappers._wrap import after_step, drawing, for_each_part, split_noise, with_state
+from jaxrnn.wrappers._wrap import combined_noise, per_state_leaf, split_noise, with_state, wrap_step
 
 
 def zoneout(cell: Cell, rate: float | PyTree) -> Cell:
@@ -39,7 +39,7 @@ def zoneout(cell: Cell, rate: float | PyTree) -> Cell:
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
-        >>> cell = jaxrnn.zoneout(jaxrnn.lstm(64), jaxrnn.LSTMState(hidden=0.05, cell=0.5))
+        >>> cell = jaxrnn.wrappers.zoneout(jaxrnn.lstm(64), jaxrnn.cells.LSTMState(hidden=0.05, cell=0.5))
         >>> params, xs = cell.init(jax.random.key(0), 3), jnp.ones((5, 16, 3))
         >>> state, outputs = jaxrnn.unroll(cell, params, xs, key=jax.random.key(1))  # trains
         >>> state, outputs = jaxrnn.unroll(cell, params, xs)                         # evaluates
@@ -51,7 +51,7 @@ def zoneout(cell: Cell, rate: float | PyTree) -> Cell:
         2017, section 3.2.
     """
     checked_cell("cell", cell)
-    return _zoneout(cell, for_each_part("rate", rate, cell, _check.rate))
+    return _zoneout(cell, per_state_leaf("rate", rate, cell, _check.rate))
 
 
 @functools.cache
@@ -78,7 +78,7 @@ def _zoneout(cell: Cell, rates: tuple[float, ...]) -> Cell:
         return with_state(treedef.unflatten(parts), new_state, output)
 
     return cell.replace(
-        step=after_step(cell, split_noise, finish),
-        draw=drawing(cell, draw),
+        step=wrap_step(cell, split_noise, finish),
+        draw_noise=combined_noise(cell, draw),
         name=f"zoneout({cell.name})",
     )

@@ -280,12 +280,12 @@ def test_script_scales(tmp_path):
 @pytest.mark.slow
 def test_training_steps_agree_whatever_the_engine(tmp_path, monkeypatch):
     sizes = benchmark.Training(6, 4, 3, 5, 7)
-    engines = [jaxrnn.scan(), jaxrnn.hoisted(), jaxrnn.checkpointed()]
+    engines = [jaxrnn.engines.scan(), jaxrnn.engines.hoisted(), jaxrnn.engines.checkpointed()]
     first, *others = (benchmark.prepare_training_jaxrnn(engine, sizes, 0) for engine in engines)
-    wanted = first.run()
+    expected = first.run()
     for program in others:
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), program.run(), wanted
+            lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), program.run(), expected
         )
     monkeypatch.setattr(benchmark, "Training", lambda **_: sizes)
     benchmark.main([*TINY, "--training", "--out", str(tmp_path)])

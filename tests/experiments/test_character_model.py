@@ -36,7 +36,7 @@ def test_each_lane_goes_on_where_it_stopped(codes):
 
 def test_windows_need_one_character_more_than_they_read(codes):
     assert character_model.windows(codes[:16], length=5, batch_size=3).inputs.size == 15
-    with pytest.raises(ValueError, match="got 15 characters, wanted 16"):
+    with pytest.raises(ValueError, match="got 15 characters, expected 16"):
         character_model.windows(codes[:15], length=5, batch_size=3)
 
 
@@ -59,9 +59,9 @@ def test_bits_in_windows_are_those_of_one_long_pass(model, codes):
     text = character_model.windows(codes, length=5, batch_size=1)
     _, logits = model.apply(params, None, jnp.asarray(codes[:60, None]))
     probabilities = jax.nn.log_softmax(np.asarray(logits[:, 0], np.float64))
-    wanted = -np.asarray(probabilities)[np.arange(60), codes[1:]].mean() / np.log(2)
+    expected = -np.asarray(probabilities)[np.arange(60), codes[1:]].mean() / np.log(2)
     got = character_model.bits_per_character(model, params, text)
-    np.testing.assert_allclose(got, wanted, rtol=FLOAT32["rtol"])
+    np.testing.assert_allclose(got, expected, rtol=FLOAT32["rtol"])
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def train(model, text, **options):
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_end(model, codes, tmp_path, monkeypatch):
     text = jax.tree.map(jnp.asarray, character_model.windows(codes, length=5, batch_size=3))
-    wanted, whole = train(model, text)
+    expected, whole = train(model, text)
     measure, reports = character_model.bits_per_character, itertools.count(1)
 
     def stop_at_the_third(*arguments):
@@ -130,7 +130,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(model, codes, tmp_path, 
         train(model, text, resume=tmp_path)
     got, curve = train(model, text, resume=tmp_path)
     assert next(reports) == 6  # 3 before, 2 after: two are not measured again
-    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
     assert [(p.characters, p.bits) for p in curve] == [(p.characters, p.bits) for p in whole]
     assert all(a.seconds < b.seconds for a, b in itertools.pairwise(curve))
 
@@ -140,7 +140,7 @@ def test_two_devices_learn_as_one_does(codes):
     text = jax.tree.map(jnp.asarray, character_model.windows(codes, length=5, batch_size=4))
     curves = []
     for devices in (1, 2):
-        engine = jaxrnn.sharded(2) if devices == 2 else None
+        engine = jaxrnn.engines.sharded(2) if devices == 2 else None
         sizes = {"features": 3, "hidden_size": 4, "layers": 1, "rate": 0.0}
         model = character_model.make_model("gru", 7, **sizes, engine=engine)
         curves.append(train(model, text, devices=devices)[1])

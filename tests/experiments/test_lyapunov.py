@@ -33,8 +33,8 @@ def test_theory_is_what_sampling_finds(gain):
     for _ in range(60):
         variance = gain**2 * np.mean(np.tanh(np.sqrt(variance) * normal) ** 2)
     slopes = 1 - np.tanh(np.sqrt(variance) * normal) ** 2
-    wanted = np.log(gain**2 * np.mean(slopes**2)) / 2
-    np.testing.assert_allclose(mean_field_exponent([gain]), wanted, atol=1e-2)
+    expected = np.log(gain**2 * np.mean(slopes**2)) / 2
+    np.testing.assert_allclose(mean_field_exponent([gain]), expected, atol=1e-2)
 
 
 @pytest.mark.slow
@@ -60,11 +60,11 @@ def test_the_numpy_loop_finds_the_librarys_exponents():
     cell, params, state = network(jax.random.key(0), jnp.float32(0.9), 8)
     kernel, hidden = np.asarray(params.recurrent_kernel), np.asarray(state.hidden)
     got = numpy_exponents(kernel, hidden, count=3, steps=400)
-    wanted = diagnostics.lyapunov_exponents(
+    expected = diagnostics.lyapunov_exponents(
         cell, params, jnp.zeros((400, 1)), state, num_exponents=3
     )
     # They begin with other tangents, which matters for some of the steps.
-    np.testing.assert_allclose(np.sort(got)[::-1], wanted.exponents, atol=0.02)
+    np.testing.assert_allclose(np.sort(got)[::-1], expected.exponents, atol=0.02)
 
 
 @pytest.mark.slow

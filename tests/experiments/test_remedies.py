@@ -29,8 +29,8 @@ def test_spearman_is_its_closed_form():
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(2, 20))
     differences = np.argsort(np.argsort(x)) - np.argsort(np.argsort(y))
-    wanted = 1 - 6 * np.sum(differences**2) / (20 * (20**2 - 1))
-    assert remedies.spearman(x, y) == pytest.approx(wanted, rel=1e-12)
+    expected = 1 - 6 * np.sum(differences**2) / (20 * (20**2 - 1))
+    assert remedies.spearman(x, y) == pytest.approx(expected, rel=1e-12)
     assert remedies.spearman(x, np.exp(x)) == pytest.approx(1)
     assert np.isnan(remedies.spearman(x, np.ones(20)))
 
@@ -87,8 +87,8 @@ def test_chrono_gates_keep_their_state_as_long_as_a_sequence(name):
     params = remedy.bias(params, jax.random.key(1), 100)
     gates = diagnostics.gate_statistics(cell, params, jnp.zeros((1, 2)))
     # The mean of sigmoid(log(u)) = 1 - 1 / (1 + u) over u from 1 to 99.
-    wanted = 1 - np.log(100 / 2) / 98
-    np.testing.assert_allclose(gates.forget, wanted, atol=0.02)
+    expected = 1 - np.log(100 / 2) / 98
+    np.testing.assert_allclose(gates.forget, expected, atol=0.02)
 
 
 def test_copies_are_asked_for_at_the_end():

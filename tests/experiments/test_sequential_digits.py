@@ -46,11 +46,11 @@ def test_idx_files_are_read_gzipped_or_not(tmp_path, array):
     [
         ("empty", b"", "not an IDX file"),
         ("text", b"hello world", "not an IDX file"),
-        ("floats", idx(np.ones(3, np.float32), code=0x0D), "got IDX type 0x0d, wanted unsigned"),
-        ("header", idx(IMAGES)[:9], "got 9 bytes, wanted"),
-        ("truncated", idx(IMAGES)[:-1], r"got 39 bytes, wanted 40 for shape \[2, 3, 4\]"),
-        ("longer", idx(IMAGES) + b"x", "got 41 bytes, wanted 40"),
-        ("huge", bytes([0, 0, 8, 2]) + b"\xff" * 8, r"wanted 18446744065119617037 for shape"),
+        ("floats", idx(np.ones(3, np.float32), code=0x0D), "got IDX type 0x0d, expected unsigned"),
+        ("header", idx(IMAGES)[:9], "got 9 bytes, expected"),
+        ("truncated", idx(IMAGES)[:-1], r"got 39 bytes, expected 40 for shape \[2, 3, 4\]"),
+        ("longer", idx(IMAGES) + b"x", "got 41 bytes, expected 40"),
+        ("huge", bytes([0, 0, 8, 2]) + b"\xff" * 8, r"expected 18446744065119617037 for shape"),
         ("truncated.gz", gzip.compress(idx(IMAGES), mtime=0)[:-9], "truncated.gz: .*ended before"),
         (
             "damaged.gz",
@@ -70,13 +70,13 @@ def test_a_truncated_or_foreign_file_is_refused(tmp_path, name, data, message):
 
 def test_mnist_is_found_by_each_of_its_names(tmp_path):
     write_mnist(tmp_path)
-    wanted = digits.read_mnist(tmp_path, "train")
-    np.testing.assert_array_equal(wanted.images, IMAGES)
-    np.testing.assert_array_equal(wanted.labels, LABELS)
+    expected = digits.read_mnist(tmp_path, "train")
+    np.testing.assert_array_equal(expected.images, IMAGES)
+    np.testing.assert_array_equal(expected.labels, LABELS)
     (tmp_path / "train-images-idx3-ubyte").rename(tmp_path / "train-images.idx3-ubyte")
     (tmp_path / "train-labels-idx1-ubyte").unlink()
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(LABELS)))
-    for got, want in zip(digits.read_mnist(tmp_path, "train"), wanted, strict=True):
+    for got, want in zip(digits.read_mnist(tmp_path, "train"), expected, strict=True):
         np.testing.assert_array_equal(got, want)
 
 
@@ -106,7 +106,7 @@ def test_images_of_both_parts_are_of_one_size(tmp_path, capsys):
     with pytest.raises(SystemExit):
         digits.main(["--mnist", str(tmp_path)])
     printed = re.sub(r"\s+", " ", capsys.readouterr().err)
-    assert "got test images of (2, 4) pixels, wanted (3, 4)" in printed
+    assert "got test images of (2, 4) pixels, expected (3, 4)" in printed
 
 
 # Digits -----------------------------------------------------------------------------------------

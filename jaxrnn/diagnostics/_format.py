@@ -8,7 +8,7 @@ import numpy as np
 from jaxrnn.diagnostics._horizon import GradientHorizon
 from jaxrnn.diagnostics._suspects import Cause
 
-Verdict = Literal["reaches", "dies", "explodes", "no gradient"]
+Verdict = Literal["reaches", "vanishes", "explodes", "no gradient"]
 
 _WIDTH = 60
 _LEVELS = " .:-=+*#@"
@@ -22,7 +22,7 @@ class LayerReport(NamedTuple):
         norms: the gradient's norm at the layer's whole state, `(T,)` up to the last step whose
             output the loss heeds.
         horizon: of these norms.
-        verdict: "dies" if the horizon is within the sequence, "explodes" if the norm grows as much
+        verdict: "vanishes" if the horizon is within the sequence, "explodes" if the norm grows as much
             as it would fall there, or beyond what the dtype holds, "no gradient" if none arrives
             from above, else "reaches".
     """

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxrnn._cell import Cell, Gated, NoisyInputs
+from jaxrnn._cell import Cell, NoisyInputs, SplitStep
 from jaxrnn.wrappers._wrap import with_state
 
 
 @functools.lru_cache(maxsize=1024)
-def computing_in(cell: Cell, dtype: Any) -> Cell:
+def mixed_precision(cell: Cell, dtype: Any) -> Cell:
     """Wrap a cell so that it multiplies by weights in a dtype of its own.
 
     Params, state and output keep their dtypes, and so do noise and what `activate` does. Of a cell
@@ -31,8 +31,8 @@ def computing_in(cell: Cell, dtype: Any) -> Cell:
             return inputs._replace(inputs=inputs.inputs.astype(dtype))
         return inputs.astype(dtype)
 
-    gated = cell.structure
-    if gated is None:
+    split_step = cell.split_step
+    if split_step is None:
 
         def step(params: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
             of_state, of_output = jax.eval_shape(cell.advance, params, state, inputs)
@@ -45,13 +45,13 @@ def computing_in(cell: Cell, dtype: Any) -> Cell:
         return cell.replace(step=step)
 
     def project(params: Any, inputs: Any) -> Any:
-        return _cast(gated.project(_cast(params, dtype), operands(inputs)), _dtype(inputs))
+        return _cast(split_step.project(_cast(params, dtype), operands(inputs)), _dtype(inputs))
 
     def recur(params: Any, state: Any) -> Any:
-        recurrent = gated.recur(_cast(params, dtype), _cast(state, dtype))
+        recurrent = split_step.recur(_cast(params, dtype), _cast(state, dtype))
         return _cast(recurrent, _dtype(params, state))
 
-    return cell.replace(step=Gated(project, recur, gated.activate, gated.expose))
+    return cell.replace(step=SplitStep(project, recur, split_step.activate, split_step.expose))
 
 
 def _dtype(*trees: PyTree) -> Any:

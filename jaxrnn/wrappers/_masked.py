@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxrnn._cell import Cell
-from jaxrnn.wrappers._wrap import after_step
+from jaxrnn.wrappers._wrap import wrap_step
 
 
-class FlaggedInputs(NamedTuple):
+class MaskedInputs(NamedTuple):
     """A cell's inputs with flags, 0 or 1, of the inputs' dtype: an engine may differentiate all.
 
     A flag that no step has is None.
@@ -26,13 +26,13 @@ class FlaggedInputs(NamedTuple):
     restart: Float[Array, "T *batch 1"] | None
 
 
-def flagged(
+def with_masks(
     inputs: Float[Array, "T *batch I"],
     mask: Bool[Array, "T *batch"] | None,
     resets: Bool[Array, "T *batch"] | None,
     *,
     reverse: bool,
-) -> FlaggedInputs:
+) -> MaskedInputs:
     """Join inputs and flags.
 
     A step with `keep` 0 leaves the state as it is, and its inputs are zeroed, so that whatever the
@@ -43,9 +43,7 @@ def flagged(
     restart = None if resets is None else _moved(resets, reverse=reverse)[..., None]
     if keep is not None:
         inputs = jnp.where(keep, inputs, 0)
-    return jax.tree.map(
-        lambda leaf: leaf.astype(inputs.dtype), FlaggedInputs(inputs, keep, restart)
-    )
+    return jax.tree.map(lambda leaf: leaf.astype(inputs.dtype), MaskedInputs(inputs, keep, restart))
 
 
 def real_steps(
@@ -79,7 +77,7 @@ def select(where: Bool[Array, "*batch"], yes: PyTree, no: PyTree) -> PyTree:
 
 
 @functools.lru_cache(maxsize=1024)
-def ragged(cell: Cell, *, keep_states: bool) -> Cell:
+def masked(cell: Cell, *, keep_states: bool) -> Cell:
     """Wrap a cell so that it heeds flags; its output is a pair, output and state or None.
 
     Args:
@@ -91,11 +89,11 @@ def ragged(cell: Cell, *, keep_states: bool) -> Cell:
         A cell for engines, gated if the given one is.
     """
 
-    def split(inputs: FlaggedInputs) -> tuple[Any, FlaggedInputs]:
+    def split(inputs: MaskedInputs) -> tuple[Any, MaskedInputs]:
         return inputs.inputs, inputs._replace(inputs=None)
 
     def finish(
-        params: Any, state: Any, flags: FlaggedInputs, new_state: Any, output: Any
+        params: Any, state: Any, flags: MaskedInputs, new_state: Any, output: Any
     ) -> tuple[Any, Any]:
         if flags.keep is not None:
             keep = flags.keep[..., 0] > 0
@@ -109,7 +107,7 @@ def ragged(cell: Cell, *, keep_states: bool) -> Cell:
             carried = select(restart, initial, new_state)
         return carried, (output, new_state if keep_states else None)
 
-    return cell.replace(step=after_step(cell, split, finish))
+    return cell.replace(step=wrap_step(cell, split, finish))
 
 
 def _moved(resets: Bool[Array, "T *batch"], *, reverse: bool) -> Bool[Array, "T *batch"]:
