@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,6 +22,11 @@ def size(name: str, value: Any, *, least: int = 1) -> int:
     if number < least:
         raise ValueError(f"{name}: got {number}, expected an integer of at least {least}")
     return number
+
+
+def optional_size(name: str, value: Any) -> int | None:
+    """Return `value` as an int of at least 1, or None."""
+    return None if value is None else size(name, value)
 
 
 def integer(name: str, value: Any) -> int:
@@ -149,13 +155,20 @@ def scalar(name: str, value: Any) -> jax.Array:
 
 
 def shape(name: str, value: Any) -> tuple[int, ...]:
-    """Return `value` as a tuple of sizes, none of them negative."""
+    """Return `value`, a size or a tuple of sizes, as a tuple; none may be negative."""
     if not isinstance(value, tuple | list):
-        raise TypeError(f"{name}: got {describe(value)}, expected a tuple of sizes such as (16,)")
-    sizes = tuple(integer(f"{name}[{axis}]", length) for axis, length in enumerate(value))
-    if any(length < 0 for length in sizes):
-        raise ValueError(f"{name}: got {sizes}, expected sizes of at least 0")
-    return sizes
+        return (dimension(name, value),)
+    return tuple(dimension(f"{name}[{axis}]", length) for axis, length in enumerate(value))
+
+
+def dimension(name: str, value: Any) -> Any:
+    """Return `value` as a size of at least 0; one that `jax.export` leaves open is let through."""
+    if jax.export.is_symbolic_dim(value):
+        return value
+    number = integer(name, value)
+    if number < 0:
+        raise ValueError(f"{name}: got {number}, expected a size of at least 0")
+    return number
 
 
 def one_per_layer(name: str, value: Any, count: int) -> None:

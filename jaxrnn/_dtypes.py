@@ -20,25 +20,45 @@ def at_least_float32(array: jax.Array) -> jax.Array:
 
 
 def without_weak_types(tree: PyTree) -> PyTree:
-    """Return a tree as arrays, none of which changes its dtype when it meets one of another.
+    """Return the tree as arrays without weak types.
 
-    A loop that carries a weakly typed one is traced twice, or refuses it, and so is a program that
-    is called with what it returned.
+    A loop that carries a weakly typed array is traced twice, or refuses it, and so is a program
+    that is called with what it returned.
     """
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), tree)
 
 
 def pvary_like(tree: PyTree, array: jax.Array) -> PyTree:
-    """Return a tree that differs between devices, as far as JAX's types tell, where an array does.
+    """Mark a tree as varying over the devices that `array` varies over.
 
-    In `jax.shard_map` a loop refuses to carry what is the same everywhere at first only.
+    In `jax.shard_map` a loop refuses to carry what is the same on all devices at first only.
     """
     if not isinstance(array, jax.core.Tracer):
         return tree
     zero = array[:0].sum()  # of nothing, so that it is 0 even if the array isn't finite
 
-    def of_leaf(leaf: jax.Array) -> jax.Array:
+    def pvary(leaf: jax.Array) -> jax.Array:
         random_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return leaf if random_key else leaf + zero.astype(leaf.dtype)
 
-    return jax.tree.map(of_leaf, tree)
+    return jax.tree.map(pvary, tree)
+
+
+def distributed_like(state: PyTree, inputs: jax.Array) -> PyTree:
+    """Return a state `(*batch, ...)` distributed over devices as inputs `(T, *batch, I)` are.
+
+    A mesh whose axes are explicit makes the division of an array a part of its type, which a loop's
+    carry has to keep. On other meshes, and on one device, the state stays as it is.
+    """
+    batch = jax.typeof(inputs).sharding.spec[1:-1]
+    if not any(batch):
+        return pvary_like(state, inputs)
+    traced = isinstance(inputs, jax.core.Tracer)
+    mesh: Any = (jax.typeof(inputs) if traced else inputs).sharding.mesh  # pyright: ignore[reportAttributeAccessIssue]
+    place = jax.sharding.reshard if traced else jax.device_put
+
+    def distribute(leaf: jax.Array) -> jax.Array:
+        spec = jax.sharding.PartitionSpec(*batch, *[None] * (leaf.ndim - len(batch)))
+        return place(leaf, jax.NamedSharding(mesh, spec))
+
+    return jax.tree.map(distribute, state)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell, checked_cell, with_noise
+from jaxrnn._cell import Cell, bind_context, checked_cell, with_noise
+from jaxrnn._jaxpr import holds_tracers
 from jaxrnn.engines import Engine, checked_engine, choose_engine
 from jaxrnn.wrappers._masked import first_resets, masked, real_steps, select, with_masks
 from jaxrnn.wrappers._mixed_precision import mixed_precision
@@ -27,6 +28,7 @@ def unroll(
     reverse: bool = False,
     time_major: bool = True,
     return_states: bool = False,
+    context: PyTree = None,
     compute_dtype: Any = None,
     engine: Engine | None = None,
 ) -> tuple[Any, ...]:
@@ -48,8 +50,8 @@ def unroll(
         inputs: the sequence `(T, *batch, I)`, of the parameters' dtype, with any number of batch
             dimensions. T may be 0: then the state comes back as it was, and no outputs.
         state: the state before the first step; `cell.initial_state` if None.
-        key: a random key to train with; None to evaluate. It matters to cells that draw noise only,
-            such as one of `zoneout`. Noise for all steps is drawn before the first.
+        key: a random key to train with; None to evaluate. Deterministic cells ignore it. All noise
+            is drawn before the loop.
         lengths: how many steps of each sequence are real, `(*batch)`; those after them are padding.
             A sequence's final state is that of its last real step, its outputs beyond are zero, and
             no gradient depends on what stands there. With `reverse` each sequence is reversed
@@ -64,19 +66,17 @@ def unroll(
         time_major: whether time is the first axis. If not, inputs are `(*batch, T, I)`, mask and
             resets `(*batch, T)`, and time takes the same place in what is returned.
         return_states: whether to return every step's state, as it is after the step, too.
+        context: what a cell that takes a context reads at every step: a pytree of arrays
+            `(*batch, ...)`, such as an encoder's outputs. It has gradients like the params.
         compute_dtype: what to multiply by weights in, such as `jnp.bfloat16`: there weights, inputs
-            and state are rounded to it. Params, state, gradients and whatever is pointwise keep the
-            inputs' dtype. A cell that isn't gated computes its whole step so. None for the inputs'.
+            and state are rounded to it. Params, state, gradients and pointwise operations keep the
+            inputs' dtype. A cell whose step isn't split computes all of it so. None for the
+            inputs' dtype.
         engine: how to run it, such as `scan(unroll=4)`; None takes that of `choose_engine`.
 
     Returns:
         `(state, outputs)`: the state after the last step and the outputs `(T, *batch, H)`. With
         `return_states` also `states`, a pytree like `state` whose arrays have a time axis.
-
-    Raises:
-        TypeError: if an argument is of another kind, dtype or cell, or if the cell's own step
-            returns another kind of state than its `initial_state`.
-        ValueError: if shapes don't fit one another, or a length is below 0 or above T.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -99,7 +99,8 @@ def unroll(
     if not time_major:
         inputs = jnp.moveaxis(inputs, -2, 0)
     batch_shape = inputs.shape[1:-1]
-    state = cell.checked_state(params, state, inputs, batch_shape=batch_shape)
+    state = cell.checked_state(params, state, inputs, batch_shape=batch_shape, context=context)
+    cell, params = bind_context(cell, params, context)
     if compute_dtype is not None:
         cell = mixed_precision(cell, compute_dtype)
     noise = cell.noise(inputs, key)
@@ -118,7 +119,7 @@ def unroll(
 def checked_flags(
     shape: tuple[int, ...], lengths: Any, mask: Any, resets: Any, *, time_major: bool = True
 ) -> tuple[Bool[Array, "T *batch"] | None, Bool[Array, "T *batch"] | None]:
-    """Return which steps of `(T, *batch)` are real and which begin anew, None for all and none."""
+    """Return the mask and the reset flags, or None where every step is real and none resets."""
     if mask is not None:
         mask = _check.flags("mask", mask, shape, time_major=time_major)
     if resets is not None:
@@ -136,25 +137,42 @@ def checked_flags(
     return mask, resets
 
 
-# Jitted, so that a call outside of any jit compiles once for equal settings rather than each time;
-# inlined, so that inside of one it leaves no trace.
-@functools.partial(
-    jax.jit, static_argnames=("cell", "engine", "reverse", "keep_states"), inline=True
-)
-def run(
+def run(params, state, inputs, noise, mask, resets, *, cell, **settings) -> tuple[Any, Any, Any]:
+    """Run a cell by an engine, on arguments that have been checked."""
+    # What closes over traced values, such as the slope of a surrogate gradient, can't be in a jit
+    # of its own.
+    call = _run if cell.derived(_closes_over_tracers) else _jitted_run
+    return call(params, state, inputs, noise, mask, resets, cell=cell, **settings)
+
+
+def _closes_over_tracers(cell: Cell) -> bool:
+    return holds_tracers(cell._step)
+
+
+def _run(
     params, state, inputs, noise, mask, resets, *, cell, engine, reverse, keep_states
 ) -> tuple[Any, Any, Any]:
-    """Run a cell by an engine, on arguments that have been checked."""
     if mask is None and resets is None:
         inputs = with_noise(inputs, noise)
         return engine(cell, params, state, inputs, reverse=reverse, keep_states=keep_states)
     if resets is not None:
         initial = cell.initial_state(inputs.shape[1:-1], dtype=inputs.dtype, params=params)
         state = select(first_resets(resets, reverse=reverse), initial, state)
-    wrapped = masked(cell, keep_states=keep_states)
-    flags = with_masks(inputs, mask, resets, reverse=reverse)
-    inputs = flags._replace(inputs=with_noise(flags.inputs, noise))
+    masked_inputs = with_masks(inputs, mask, resets, reverse=reverse)
+    inputs = masked_inputs._replace(inputs=with_noise(masked_inputs.inputs, noise))
     state, (outputs, states), _ = engine(
-        wrapped, params, state, inputs, reverse=reverse, keep_states=False
+        masked(cell, keep_states=keep_states),
+        params,
+        state,
+        inputs,
+        reverse=reverse,
+        keep_states=False,
     )
     return state, outputs, states
+
+
+# Jitted, so that a call outside of any jit compiles once for equal settings rather than each time;
+# inlined, so that inside of one it leaves no trace.
+_jitted_run = functools.partial(
+    jax.jit, static_argnames=("cell", "engine", "reverse", "keep_states"), inline=True
+)(_run)

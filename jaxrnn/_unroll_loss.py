@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell, checked_cell
+from jaxrnn._cell import Cell, bind_context, checked_cell
 from jaxrnn._dtypes import pvary_like
 from jaxrnn._unroll import checked_flags, run
 from jaxrnn.engines import Engine, checked_engine, choose_engine
@@ -29,6 +29,7 @@ def unroll_loss(
     lengths: Int[Array, "*batch"] | None = None,
     mask: Bool[Array, "T *batch"] | None = None,
     resets: Bool[Array, "T *batch"] | None = None,
+    context: PyTree = None,
     chunk: int | None = None,
     compute_dtype: Any = None,
     engine: Engine | None = None,
@@ -56,21 +57,18 @@ def unroll_loss(
         key: a random key to train with, as in `unroll`; None to evaluate. The noise of all steps is
             drawn at once, and kept, so that it is that of `unroll`.
         lengths: how many steps of each sequence are real, `(*batch)`, as in `unroll`. The loss gets
-            outputs of zero for the padding; what these are to count for is its own business, so
-            let targets say which they are.
+            outputs of zero for the padding and decides how to weight them; mark padding in
+            `targets`.
         mask: which steps are real, `(T, *batch)`, as in `unroll`.
         resets: before which steps to begin anew, `(T, *batch)`, as in `unroll`.
-        chunk: how many steps a chunk has. None takes a divisor of T near its square root. If T is
-            no multiple of it, the steps that are left over are compiled for themselves.
+        context: what a cell that takes a context reads, as in `unroll`.
+        chunk: how many steps a chunk has. None takes a divisor of T near its square root. A
+            remainder is compiled separately.
         compute_dtype: as in `unroll`.
         engine: how to run a chunk; None takes that of `choose_engine`.
 
     Returns:
         The state after the last step, and the sum, of the dtype of the loss.
-
-    Raises:
-        TypeError: as `unroll`, and if `loss` is no function or doesn't return a floating scalar.
-        ValueError: as `unroll`, if targets don't have T steps, or if `chunk` is above T.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn, optax
@@ -99,7 +97,9 @@ def unroll_loss(
     _check.no_narrowing("targets", targets)
     chunk = chunk if chunk is None else _check.size("chunk", chunk)
     chunk = checked_chunk(chunk, steps) or sqrt_chunk(steps)
-    state = cell.checked_state(params, state, inputs, batch_shape=inputs.shape[1:-1])
+    batch_shape = inputs.shape[1:-1]
+    state = cell.checked_state(params, state, inputs, batch_shape=batch_shape, context=context)
+    cell, params = bind_context(cell, params, context)
     if compute_dtype is not None:
         cell = mixed_precision(cell, compute_dtype)
     mask, resets = checked_flags(inputs.shape[:-1], lengths, mask, resets)
@@ -119,7 +119,7 @@ def unroll_loss(
         )
         return (state, total + _check.scalar("loss", loss(outputs, targets))), ()
 
-    # Zero of no dtype of its own takes the loss's, which may be wider than the inputs'.
+    # A Python zero is weakly typed, so the sum takes the loss's dtype.
     first = jax.tree.map(lambda leaf: leaf[:chunk], per_step)
     (_, total), _ = jax.eval_shape(run_chunk, (state, 0.0), first)
     (state, total), _ = scan_checkpointed(

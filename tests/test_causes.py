@@ -215,8 +215,8 @@ def test_what_forgets_nothing_has_an_infinite_time_constant():
 
 @pytest.mark.parametrize("measure", [saturation, gate_statistics])
 def test_parts_of_different_shapes_are_refused(measure):
-    def activate(params, state, projected, recurrent):
-        hidden = jnp.tanh(projected + recurrent)
+    def activate(params, state, gates):
+        hidden = jnp.tanh(gates)
         return (hidden, 0.5 * state[1] + hidden[..., None]), hidden
 
     cell = jaxrnn.Cell(

@@ -35,6 +35,7 @@ GOOD = [
     (_check.flag, True, True),
     (_check.flag, np.bool_(False), False),
     (_check.shape, (), ()),
+    (_check.shape, 16, (16,)),
     (_check.shape, [3, np.int32(0)], (3, 0)),
 ]
 
@@ -88,9 +89,10 @@ def test_plain_values_come_back_as_pythons_own(check, value, expected):
         (_check.function, "tanh", TypeError, "got str 'tanh', expected a function"),
         (_check.function, None, TypeError, "got NoneType"),
         (_check.function, np.ones(2), TypeError, r"got float64\[2\]"),
-        (_check.shape, 16, TypeError, r"got int 16, expected a tuple of sizes"),
+        (_check.shape, 16.0, TypeError, r"got float 16.0, expected an integer"),
         (_check.shape, np.array([3]), TypeError, r"got int64\[1\]"),
-        (_check.shape, (2, -1), ValueError, r"got \(2, -1\)"),
+        (_check.shape, -1, ValueError, r"got -1, expected a size of at least 0"),
+        (_check.shape, (2, -1), ValueError, r"name\[1\]: got -1, expected a size of at least 0"),
         (_check.shape, (2.0,), TypeError, r"name\[0\]: got float 2.0"),
         (_check.shape, (1, True), TypeError, r"name\[1\]: got bool True"),
         (_check.key, 0, TypeError, "got int 0, expected a key"),

@@ -12,9 +12,8 @@ import pytest
 
 import jaxrnn
 from jaxrnn._jaxpr import inner_jaxpr
-from jaxrnn.engines import _hoisted
 from jaxrnn.engines._chunks import nearby_divisor
-from jaxrnn.engines._gated import analyse_step
+from jaxrnn.engines._hoisted._info import analyse_step
 from tests.cells import CELLS, innermost
 from tests.engines import ENGINES, ON_A_CPU
 from tests.problems import drawn, problem
@@ -39,8 +38,8 @@ def peephole(hidden_size):
         }
         return {name: jnp.ones(shape, dtype) for name, shape in shapes.items()}
 
-    def activate(params, state, projected, recurrent):
-        gate, candidate = jnp.split(projected + recurrent, 2, axis=-1)
+    def activate(params, state, gates):
+        gate, candidate = jnp.split(gates, 2, axis=-1)
         gate = jax.nn.sigmoid(gate + params["peephole"] * state)
         state = gate * state + (1 - gate) * jnp.tanh(candidate)
         return state, {"scaled": params["scale"] * state, "gate": gate}
@@ -49,7 +48,7 @@ def peephole(hidden_size):
         project=lambda params, inputs: inputs @ params["kernel"],
         recur=lambda params, state: state @ params["recurrent_kernel"],
         activate=activate,
-        expose=lambda state, projected: state * jax.nn.sigmoid(projected[..., :hidden_size]),
+        mask_state=lambda state, projected: state * jax.nn.sigmoid(projected[..., :hidden_size]),
     )
     return jaxrnn.Cell(
         init, lambda batch, dtype: jnp.zeros((*batch, hidden_size), dtype), gates, name="peephole"
@@ -160,8 +159,8 @@ def two_parts(mix):
     Or not, if `mix` is the identity.
     """
 
-    def activate(params, state, projected, recurrent):
-        fast, slow = state
+    def activate(params, state, gates):
+        (fast, slow), (projected, recurrent) = state, gates
         gate = jax.nn.sigmoid(projected[0] * recurrent[0])
         fast = jnp.where(slow > 0, gate * mix(fast), jax.nn.relu(recurrent[1]) ** 2)
         return (fast, slow + jnp.tanh(projected[1] - gate)), {"slow": slow, "gate": gate}
@@ -172,6 +171,7 @@ def two_parts(mix):
     gates = jaxrnn.SplitStep(
         project=lambda params, inputs: jnp.split(inputs @ params[:-H], 2, axis=-1),
         recur=lambda params, state: jnp.split(state[0] @ params[-H:], 2, axis=-1),
+        combine=lambda projected, recurrent: (projected, recurrent),
         activate=activate,
     )
     return jaxrnn.Cell(init, lambda batch, dtype: 2 * (jnp.zeros((*batch, H), dtype),), gates)
@@ -194,37 +194,10 @@ def test_small_steps(cell):
 
 
 @pytest.mark.parametrize(
-    ("cell", "expected"),
-    [
-        (jaxrnn.lstm(H), True),
-        (jaxrnn.gru(H), True),
-        (jaxrnn.wrappers.zoneout(jaxrnn.lstm(H), 0.5), True),
-        (two_parts(lambda x: x), True),
-        (jaxrnn.lstm(LARGE), False),
-        (jaxrnn.elman(H), False),  # its one product is a single array anyway
-        (jaxrnn.cells.peephole_lstm(H), False),  # its `activate` has weights
-        (jaxrnn.wrappers.layer_norm(jaxrnn.lstm(H)), False),
-        (two_parts(lambda x: jnp.flip(x, axis=-1)), False),
-        (two_parts(lambda x: jnp.cumsum(x, axis=0)), False),
-        (two_parts(lambda x: x.astype(jnp.bfloat16)), True),
-        (two_parts(lambda x: x[..., :1]), False),
-        (two_parts(lambda x: x.sum()), False),
-    ],
-    ids=lambda value: getattr(value, "name", value),
-)
-def test_which_steps_are_small_and_pointwise(cell, expected):
-    arguments = cell.params_spec(3), cell.state_spec((3,)), jax.ShapeDtypeStruct((5, 3, 3), "f4")
-    parts = analyse_step(cell.split_step, *arguments)
-    assert (parts.small and parts.pointwise) == expected
-
-
-@pytest.mark.parametrize(
     ("cell", "batch", "carried", "stored"),
     [
-        (jaxrnn.lstm(H), 1, 1, 1),
-        (jaxrnn.lstm(H), LARGE, 2, 1),
-        (jaxrnn.gru(H), 1, 1, 1),
-        (jaxrnn.gru(H), LARGE, 1, 2),  # the candidate's two products get different cotangents
+        (jaxrnn.lstm(H), LARGE, 2, 4),
+        (jaxrnn.gru(H), LARGE, 1, 4),  # the candidate's two products get different cotangents
         (jaxrnn.elman(H), 1, 1, 1),
     ],
 )
@@ -253,9 +226,7 @@ def own_gates(**parts):
     gates = {
         "project": lambda params, inputs: inputs @ params,
         "recur": lambda params, state: state * params[0],
-        "activate": lambda params, state, projected, recurrent: (
-            2 * (jnp.tanh(projected + recurrent),)
-        ),
+        "activate": lambda params, state, gates: 2 * (jnp.tanh(gates),),
     }
     return jaxrnn.Cell(
         lambda key, input_size, dtype: jax.random.normal(key, (input_size, H), dtype),
@@ -298,8 +269,8 @@ def test_cells_that_close_over_a_traced_value(part, around):
 
 
 def test_cells_that_sum_over_a_named_axis():
-    def activate(params, state, projected, recurrent):
-        return 2 * (jnp.tanh(projected + recurrent - jax.lax.pmean(recurrent, "batch")),)
+    def activate(params, state, gates):
+        return 2 * (jnp.tanh(gates - jax.lax.pmean(gates, "batch")),)
 
     cell = own_gates(activate=activate)
     with x64():
@@ -315,18 +286,33 @@ def test_cells_that_sum_over_a_named_axis():
         np.testing.assert_allclose(got, expected, **FLOAT64)
 
 
+def normalised(axis):
+    def function(params, inputs):
+        projected = inputs @ params
+        return projected / jnp.sqrt(1 + jnp.square(projected).sum(axis, keepdims=True))
+
+    return function
+
+
 @pytest.mark.parametrize(
     ("part", "function"),
     [
         ("project", lambda params, inputs: params[0]),
         ("recur", lambda params, state: params[0]),
+        # For a single sequence, a batch, and each sequence by its place in the batch.
+        ("project", normalised(None)),
+        ("project", normalised(-2)),
+        ("project", lambda params, inputs: jnp.cumsum(inputs @ params, axis=0)),
+        ("recur", lambda params, state: state - state.mean(0, keepdims=True)),
+        ("recur", lambda params, state: jnp.arange(2.0)[:, None] * (state @ params)),
     ],
 )
-def test_parts_that_do_not_act_on_any_leading_axes(part, function):
+def test_parts_may_mix_the_batch(part, function):
     cell = own_gates(**{part: function})
-    params, inputs, _ = problem(cell, batch=(), length=H)
-    with pytest.raises(ValueError, match=rf"engine: got a cell whose `{part}` .*scan\(\) runs"):
-        jaxrnn.unroll(cell, params, inputs, engine=jaxrnn.engines.hoisted())
+    with x64():
+        arguments = problem(cell, length=T, batch=(2,), features=H, dtype=jnp.float64)
+        for engine in (jaxrnn.engines.hoisted(2), jaxrnn.engines.hoisted(3, keep="products")):
+            compare(cell, engine, lambda f, a: jax.value_and_grad(f)(a), arguments)
 
 
 @pytest.mark.parametrize(
@@ -366,8 +352,8 @@ def test_second_derivatives_where_xla_may_stack_wrongly():
     def initial_state(batch, dtype):
         return jaxrnn.cells.LSTMState(*jnp.zeros((2, *batch, 5), dtype))
 
-    def activate(params, state, projected, recurrent):
-        f, g, o = (p + r for p, r in zip(projected, recurrent, strict=True))
+    def activate(params, state, gates):
+        f, g, o = gates
         keep = jax.nn.sigmoid(f)
         memory = keep * state.cell + (1 - keep) * jnp.tanh(g)
         hidden = jax.nn.sigmoid(o) * jnp.tanh(memory)
@@ -460,50 +446,6 @@ def test_vmap(cell, engine):
     compare_under_vmap(cell, engine)
 
 
-@pytest.fixture
-def tiny_caches(monkeypatch):
-    """Let the caches hold nothing, so that members of a `vmap` run one by one."""
-    monkeypatch.setattr(_hoisted, "_WORKING_SET", {"cpu": 1})
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
-
-
-@pytest.mark.parametrize(("cell", "engine"), pairs("elman-hoisted(2)", "hoisted", "hoisted(2)"))
-@pytest.mark.usefixtures("tiny_caches")
-def test_vmap_one_by_one(cell, engine):
-    compare_under_vmap(cell, engine)
-
-
-MEMBERS = 7
-
-
-@pytest.mark.parametrize("one_by_one", [False, pytest.param(True, marks=ON_A_CPU)])
-def test_members_run_one_by_one_where_the_caches_hold_too_few(one_by_one, request):
-    if one_by_one:
-        request.getfixturevalue("tiny_caches")
-    cell = jaxrnn.gru(H)
-    params, inputs, _ = problem(cell, length=T)
-    seeds, sequences = jax.tree.map(lambda leaf: jnp.stack([leaf] * MEMBERS), (params, inputs))
-
-    def gradient(params, inputs):
-        def loss(params):
-            return jaxrnn.unroll(cell, params, inputs, engine=jaxrnn.engines.hoisted())[1].sum()
-
-        return jax.grad(loss)(params)
-
-    def loops_over_members(*axes):
-        mapped = jax.vmap(gradient, in_axes=axes)
-        arguments = [(params, inputs), (seeds, sequences)]
-        chosen = (arguments[axis is not None][n] for n, axis in enumerate(axes))
-        return f"length={MEMBERS}" in str(jax.make_jaxpr(mapped)(*chosen))
-
-    assert loops_over_members(0, None) == one_by_one
-    assert loops_over_members(0, 0) == one_by_one
-    # Those that share their weights make one product of them.
-    assert not loops_over_members(None, 0)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", [row.engine for row in ENGINES], ids=str)
 def test_no_tracer_leaks(engine):
@@ -527,10 +469,10 @@ def test_the_choice_gives_its_reason():
     inputs = jax.ShapeDtypeStruct((T, 2, 3), jnp.float32)
     choice = jaxrnn.engines.choose_engine(jaxrnn.lstm(H), inputs)
     assert choice.engine == jaxrnn.engines.hoisted()
-    assert choice.reason.startswith("lstm shows a split step")
+    assert choice.reason.startswith("lstm has a split step")
     choice = jaxrnn.engines.choose_engine(jaxrnn.gru(H, reset_after=False), inputs)
     assert choice.engine == jaxrnn.engines.scan(8 if jax.default_backend() == "gpu" else 1)
-    assert choice.reason.startswith("gru_reset_before shows no structure")
+    assert choice.reason.startswith("the step of gru_reset_before is not split")
 
 
 def test_the_choice_keeps_no_more_states_than_fit():
@@ -575,9 +517,9 @@ def test_an_empty_batch(cell):
 
 
 def test_integers_in_state_and_output_are_carried():
-    def step(params, state, projected, recurrent):
+    def step(params, state, gates):
         count, total = state
-        return (count + 1, total + params * projected), (total, count)
+        return (count + 1, total + params * gates), (total, count)
 
     cell = jaxrnn.Cell(
         init=lambda key, input_size, dtype: jnp.ones((), dtype),
@@ -605,7 +547,7 @@ def test_integers_in_state_and_output_are_carried():
     [jaxrnn.engines.hoisted(), jaxrnn.engines.checkpointed(engine=jaxrnn.engines.hoisted())],
     ids=str,
 )
-def test_hoisted_needs_a_gated_cell(engine):
+def test_hoisted_needs_a_split_step(engine):
     cell = jaxrnn.gru(H, reset_after=False)
     params, inputs, state = problem(cell)
     message = r"hoisted\(\) for gru_reset_before.*expected.*scan\(\) or checkpointed\(\)"
@@ -672,22 +614,9 @@ def memory(cell, inputs, engine):
     ],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_products_that_are_only_added_are_kept_as_their_sum(cell, arrays):
+def test_gates_are_few(cell, arrays):
     arguments = cell.params_spec(3), cell.state_spec((2,)), jax.ShapeDtypeStruct((5, 2, 3), "f4")
-    parts = analyse_step(cell.split_step, *arguments)
-    kept = jax.eval_shape(parts.sums.add, parts.projected, parts.recurrent)
-    assert len(jax.tree.leaves(kept)) == arrays
-
-
-def test_what_is_used_twice_is_kept_for_itself():
-    def activate(params, state, projected, recurrent):
-        hidden = jnp.tanh(projected + recurrent) * jax.nn.sigmoid(projected)
-        return hidden, hidden
-
-    step = jaxrnn.SplitStep(lambda params, x: x, lambda params, state: params * state, activate)
-    spec = jax.ShapeDtypeStruct((3,), "f4")
-    inputs = jax.ShapeDtypeStruct((5, 3), "f4")
-    assert analyse_step(step, jax.ShapeDtypeStruct((), "f4"), spec, inputs).sums.pairs == {}
+    assert len(jax.tree.leaves(analyse_step(cell.split_step, *arguments).gates)) == arrays
 
 
 @pytest.mark.parametrize("cell", [jaxrnn.lstm(H), jaxrnn.gru(LARGE)], ids=repr)
@@ -713,9 +642,7 @@ def test_programs_for_a_gpu(cell, monkeypatch):
     assert default != lowered(keep="states", unroll=8)
     choice = jaxrnn.engines.choose_engine(jaxrnn.gru(H, reset_after=False), inputs)
     assert choice.engine == jaxrnn.engines.scan(8)
-    assert choice.reason.endswith(
-        "; on a gpu a step's time goes to starting kernels, so loops hold 8 steps"
-    )
+    assert choice.reason.endswith("; on a gpu launching kernels dominates, so loops hold 8 steps")
 
 
 # The lengths are those of no other test, whose programs would be found again.

@@ -580,7 +580,9 @@ def test_bad_arguments_of_embeddings_apply(params, inputs, error, message):
 
 @pytest.mark.parametrize("layer", [TWO, jaxrnn.serial(GRU)])
 def test_a_misspelt_argument_of_serials_apply(layer):
-    with pytest.raises(TypeError, match="lenghts: got it in apply, which takes lengths, mask"):
+    with pytest.raises(
+        TypeError, match="got an unexpected argument 'lenghts'; it takes lengths, mask"
+    ):
         apply_spec(layer, init_spec(layer, 5), None, spec(T, 5), lenghts=np.array(3))
 
 

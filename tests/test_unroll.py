@@ -275,7 +275,7 @@ def test_a_weakly_typed_state_is_traced_once():
         ({"cell": jaxrnn.lstm(4)}, TypeError, "params: got GRUParams.*expected LSTMParams"),
         ({"cell": jaxrnn.gru(9)}, ValueError, "params.kernel: got"),
         ({"engine": "scan"}, TypeError, "engine: got str 'scan'"),
-        ({"engine": jaxrnn.engines.scan}, TypeError, "engine: got function"),
+        ({"engine": jaxrnn.engines.scan}, TypeError, "engine: got ABCMeta"),
         ({"reverse": "yes"}, TypeError, "reverse: got str 'yes'"),
         ({"time_major": 0}, TypeError, "time_major: got int 0"),
         ({"return_states": None}, TypeError, "return_states: got NoneType None"),

@@ -504,21 +504,64 @@ def test_a_wrapper_shows_a_structure_if_the_cell_does():
         assert wrap(jaxrnn.gru(H)) is not wrap(jaxrnn.gru(H + 1))
 
 
-def test_the_output_is_the_changed_state_where_it_is_a_part_of_it():
-    """And where it is something else it stays that."""
+# Ways to return the new state, and copies of it, as the output.
+COPIES = {
+    "same": lambda s: (s, s),
+    "times one": lambda s: (s, 1.0 * s),
+    "copy": lambda s: (s, s.copy()),
+    "jit": jax.jit(lambda s: (s, s)),
+    "checkpoint": jax.checkpoint(lambda s: (s, s)),
+    "concatenate": lambda s: (s, jnp.concatenate([s[:1], s[1:]])),
+}
 
-    def cell_with(output):
-        def step(params, state, inputs):
-            new = state + inputs
-            return new, output(new)
 
-        return jaxrnn.Cell(lambda *a: (), lambda batch, dtype: jnp.zeros((*batch, 1), dtype), step)
+def summing(returned, readout=None, split=False):
+    """A cell of one unit that adds its inputs up."""
+    step = (
+        jaxrnn.SplitStep(
+            lambda params, inputs: inputs,
+            lambda params, state: state,
+            lambda params, state, gates: returned(gates),
+        )
+        if split
+        else lambda params, state, inputs: returned(state + inputs)
+    )
+    return jaxrnn.Cell(
+        lambda *a: (), lambda batch, dtype: jnp.zeros((*batch, 1), dtype), step, readout=readout
+    )
 
-    ones = jnp.ones((1, 1))
-    for output, expected in ((lambda new: new, 0.75), (lambda new: 2 * new, 2.0)):
-        state, got = jaxrnn.wrappers.zoneout(cell_with(output), 0.25).step((), None, ones)
-        assert state == 0.75
-        assert got == expected
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("returned", COPIES.values(), ids=COPIES)
+def test_the_output_follows_the_changed_state(returned, split):
+    """Whatever array the step returns: it is read from the state."""
+    ones = jnp.ones((2, 1))
+    for readout, factor in ((lambda state: state, 1), (lambda state: 2 * state, 2)):
+        cell = summing(lambda s: (returned(s)[0], factor * returned(s)[1]), readout, split)
+        state, got = jaxrnn.wrappers.zoneout(cell, 0.25).step((), None, ones)
+        np.testing.assert_array_equal(state, 0.75 * ones)
+        np.testing.assert_array_equal(got, factor * 0.75 * ones)
+        noisy = jaxrnn.wrappers.state_noise(cell, 0.5)
+        state, got = noisy.step((), None, ones, key=KEY)
+        assert (state != ones).all()
+        np.testing.assert_array_equal(got, factor * state)
+
+
+@pytest.mark.parametrize("wrap", [jaxrnn.wrappers.zoneout, jaxrnn.wrappers.state_noise])
+def test_an_output_that_is_not_known_to_be_the_state_is_refused(wrap):
+    state, got = wrap(summing(COPIES["same"]), 0.25).step((), None, jnp.ones((2, 1)))
+    np.testing.assert_array_equal(state, got)
+    for returned in (COPIES["times one"], lambda s: (s, 2 * s), lambda s: (s, jnp.zeros_like(s))):
+        with pytest.raises(ValueError, match=r"changes the state: expected .*readout="):
+            wrap(summing(returned), 0.25)
+
+
+def test_bad_readout():
+    cell = summing(COPIES["same"], readout=lambda state: state[..., 0])
+    with pytest.raises(ValueError, match=r"cell's readout: got .*as its step returns"):
+        cell.step((), None, jnp.ones((2, 1)))
+    with pytest.raises(TypeError, match="readout: got int 3"):
+        cell.replace(readout=3)
 
 
 class Counting(NamedTuple):
@@ -538,9 +581,12 @@ def counting():
         total = inputs.sum(-1)
         narrow = state.narrow + total.astype(jnp.bfloat16)
         new = Counting(state.count + 1, state.wide + total, narrow)
-        return new, (new.wide, total.astype(jnp.bfloat16))
+        return new, readout(new)
 
-    return jaxrnn.Cell(lambda *a: (), initial_state, step, name="counting")
+    def readout(state):
+        return state.wide, state.narrow
+
+    return jaxrnn.Cell(lambda *a: (), initial_state, step, readout=readout, name="counting")
 
 
 @pytest.mark.parametrize("wrap", [jaxrnn.wrappers.zoneout, jaxrnn.wrappers.state_noise])
@@ -867,7 +913,7 @@ UNGATED = jaxrnn.gru(H, reset_after=False)
         (
             lambda _: untyped.wrappers.layer_norm(UNGATED),
             ValueError,
-            "cell: .*no structure.*for layer_norm",
+            "cell: .*not split.*for layer_norm",
         ),
         (lambda cell: untyped.wrappers.projection(cell, 0), ValueError, "size: got 0"),
         (lambda cell: untyped.wrappers.projection(cell, 2.0), TypeError, "size: got float 2.0"),
@@ -889,7 +935,7 @@ UNGATED = jaxrnn.gru(H, reset_after=False)
         (
             lambda _: untyped.wrappers.projection(UNGATED, 2),
             ValueError,
-            "no structure.* for projection",
+            "not split.* for projection",
         ),
         (
             lambda cell: untyped.wrappers.projection(

@@ -1,4 +1,20 @@
-"""The cells, one a file."""
+"""The cells, one per file.
+
+A recurrent network repeats one step, for an Elman network
+
+    hidden = tanh(inputs @ kernel + bias + hidden @ recurrent_kernel)
+
+Only the second product needs the hidden state of the step before. A `SplitStep` says so, part by
+part:
+
+    project(params, inputs)            inputs @ kernel + bias       for all steps at once
+    recur(params, state)               hidden @ recurrent_kernel    in the loop, step by step
+    activate(params, state, gates)     tanh(gates)                  in the loop, pointwise
+
+where `gates` is the sum of both products, or whatever `combine` makes of them. An engine that knows
+the parts does as much as it can outside the loop; run one after another they are the step. A cell
+that can't be split gives a function `step(params, state, inputs)` instead, and runs as well.
+"""
 
 from jaxrnn._cell import NoisyInputs
 from jaxrnn.cells._elman import ElmanParams, ElmanState, elman

@@ -1,6 +1,5 @@
 """The Elman network, also called the simple or vanilla recurrent network."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +9,9 @@ from jaxtyping import Array, Float
 
 from jaxrnn import _check, initializers
 from jaxrnn._activations import saving_output
+from jaxrnn._affine import affine
 from jaxrnn._cell import Cell, SplitStep
+from jaxrnn._memoize import memoized
 from jaxrnn.initializers import Initializer
 
 
@@ -28,6 +29,13 @@ class ElmanState(NamedTuple):
     hidden: Float[Array, "*batch H"]
 
 
+@memoized(
+    hidden_size=_check.size,
+    activation=_check.function,
+    use_bias=_check.flag,
+    kernel_init=_check.function,
+    recurrent_init=_check.function,
+)
 def elman(
     hidden_size: int,
     *,
@@ -53,10 +61,6 @@ def elman(
     Returns:
         The cell; equal settings give the same object.
 
-    Raises:
-        TypeError: if a setting is of the wrong kind.
-        ValueError: if `hidden_size` is below 1.
-
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> cell = jaxrnn.elman(64, use_bias=False)
@@ -68,23 +72,8 @@ def elman(
     References:
         Elman, "Finding structure in time", Cognitive Science 14, 1990.
     """
-    return _elman(
-        _check.size("hidden_size", hidden_size),
-        _check.function("activation", activation),
-        _check.flag("use_bias", use_bias),
-        _check.function("kernel_init", kernel_init),
-        _check.function("recurrent_init", recurrent_init),
-    )
+    activation = saving_output(activation)
 
-
-@functools.cache
-def _elman(
-    hidden_size: int,
-    activation: Callable[[Array], Array],
-    use_bias: bool,
-    kernel_init: Initializer,
-    recurrent_init: Initializer,
-) -> Cell[ElmanParams, ElmanState]:
     def init(key, input_size, dtype):
         kernel_key, recurrent_key = jax.random.split(key)
         return ElmanParams(
@@ -97,14 +86,14 @@ def _elman(
         return ElmanState(jnp.zeros((*batch_shape, hidden_size), dtype))
 
     def project(params, inputs):
-        projected = inputs @ params.kernel
-        return projected + params.bias if use_bias else projected
+        return affine(inputs, params.kernel, params.bias)
 
     def recur(params, state):
         return state.hidden @ params.recurrent_kernel
 
-    def activate(params, state, projected, recurrent):
-        hidden = saving_output(activation)(projected + recurrent)
+    def activate(params, state, gates):
+        hidden = activation(gates)
         return ElmanState(hidden), hidden
 
-    return Cell(init, initial_state, SplitStep(project, recur, activate), name="elman")
+    step = SplitStep(project, recur, activate)
+    return Cell(init, initial_state, step, readout=lambda state: state.hidden, name="elman")

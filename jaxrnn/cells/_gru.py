@@ -1,6 +1,5 @@
 """The gated recurrent unit, in both conventions for its reset gate."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -9,7 +8,9 @@ from jaxtyping import Array, Float
 
 from jaxrnn import _check, initializers
 from jaxrnn._activations import sigmoid, tanh
+from jaxrnn._affine import affine
 from jaxrnn._cell import Cell, SplitStep
+from jaxrnn._memoize import memoized
 from jaxrnn.initializers import Initializer
 
 
@@ -32,6 +33,13 @@ class GRUState(NamedTuple):
     hidden: Float[Array, "*batch H"]
 
 
+@memoized(
+    hidden_size=_check.size,
+    reset_after=_check.flag,
+    use_bias=_check.flag,
+    kernel_init=_check.function,
+    recurrent_init=_check.function,
+)
 def gru(
     hidden_size: int,
     *,
@@ -51,7 +59,7 @@ def gru(
         hidden = (1 - z) * n + z * hidden
 
     With `reset_after=False`, as in Cho et al., it acts before. Then the candidate needs the reset
-    gate before its product, two products stand in a row, and the cell has no split step:
+    gate before its product, two products stand in a row, and the step can't be split:
 
         r, z = sigmoid(r + hidden @ Ur), sigmoid(z + hidden @ Uz)
         n = tanh(n + (r * hidden) @ Un)
@@ -69,10 +77,6 @@ def gru(
     Returns:
         The cell; equal settings give the same object.
 
-    Raises:
-        TypeError: if a setting is of the wrong kind.
-        ValueError: if `hidden_size` is below 1.
-
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> cell = jaxrnn.gru(64)
@@ -87,51 +91,36 @@ def gru(
         Chetlur et al., "cuDNN: efficient primitives for deep learning", 2014, and its
         documentation's CUDNN_GRU (reset after the product).
     """
-    return _gru(
-        _check.size("hidden_size", hidden_size),
-        _check.flag("reset_after", reset_after),
-        _check.flag("use_bias", use_bias),
-        _check.function("kernel_init", kernel_init),
-        _check.function("recurrent_init", recurrent_init),
-    )
 
-
-@functools.cache
-def _gru(
-    hidden_size: int,
-    reset_after: bool,
-    use_bias: bool,
-    kernel_init: Initializer,
-    recurrent_init: Initializer,
-) -> Cell[GRUParams, GRUState]:
     def init(key, input_size, dtype):
         kernel_key, recurrent_key = jax.random.split(key)
-        bias = jnp.zeros(3 * hidden_size, dtype)
+        recurrent_shape = hidden_size, hidden_size
         return GRUParams(
             initializers.draw(kernel_init, kernel_key, (input_size, hidden_size), dtype, gates=3),
-            initializers.draw(
-                recurrent_init, recurrent_key, (hidden_size, hidden_size), dtype, gates=3
-            ),
-            bias if use_bias else None,
-            bias if use_bias and reset_after else None,
+            initializers.draw(recurrent_init, recurrent_key, recurrent_shape, dtype, gates=3),
+            jnp.zeros(3 * hidden_size, dtype) if use_bias else None,
+            jnp.zeros(3 * hidden_size, dtype) if use_bias and reset_after else None,
         )
 
     def initial_state(batch_shape, dtype):
         return GRUState(jnp.zeros((*batch_shape, hidden_size), dtype))
 
+    # One array per gate, as in the LSTM.
     def project(params, inputs):
-        projected = inputs @ params.kernel
-        # One array for each gate, as in the LSTM.
-        return jnp.split(projected + params.bias if use_bias else projected, 3, axis=-1)
+        return jnp.split(affine(inputs, params.kernel, params.bias), 3, axis=-1)
 
     def recur(params, state):
-        recurrent = state.hidden @ params.recurrent_kernel
-        return jnp.split(recurrent + params.recurrent_bias if use_bias else recurrent, 3, axis=-1)
+        recurrent = affine(state.hidden, params.recurrent_kernel, params.recurrent_bias)
+        return jnp.split(recurrent, 3, axis=-1)
 
-    def activate(params, state, projected, recurrent):
+    def combine(projected, recurrent):
         (r, z, n), (rr, rz, rn) = projected, recurrent
-        n = tanh(n + sigmoid(r + rr) * rn)
-        hidden = _interpolate(sigmoid(z + rz), n, state.hidden)
+        return r + rr, z + rz, n, rn
+
+    def activate(params, state, gates):
+        r, z, n, rn = gates
+        n = tanh(n + sigmoid(r) * rn)
+        hidden = _interpolate(sigmoid(z), n, state.hidden)
         return GRUState(hidden), hidden
 
     def step_reset_before(params, state, inputs):
@@ -144,8 +133,13 @@ def _gru(
         hidden = _interpolate(sigmoid(z + rz), n, state.hidden)
         return GRUState(hidden), hidden
 
-    step = SplitStep(project, recur, activate) if reset_after else step_reset_before
-    return Cell(init, initial_state, step, name="gru" if reset_after else "gru_reset_before")
+    return Cell(
+        init,
+        initial_state,
+        SplitStep(project, recur, activate, combine) if reset_after else step_reset_before,
+        readout=lambda state: state.hidden,
+        name="gru" if reset_after else "gru_reset_before",
+    )
 
 
 def _interpolate(z: Array, candidate: Array, hidden: Array) -> Array:

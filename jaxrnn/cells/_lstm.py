@@ -1,6 +1,5 @@
 """Long short-term memory, with a forget gate."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -9,7 +8,9 @@ from jaxtyping import Array, Float
 
 from jaxrnn import _check, initializers
 from jaxrnn._activations import sigmoid, tanh
+from jaxrnn._affine import affine
 from jaxrnn._cell import Cell, SplitStep
+from jaxrnn._memoize import memoized
 from jaxrnn.initializers import Initializer
 
 
@@ -28,6 +29,13 @@ class LSTMState(NamedTuple):
     cell: Float[Array, "*batch H"]
 
 
+@memoized(
+    hidden_size=_check.size,
+    forget_bias=_check.number,
+    use_bias=_check.flag,
+    kernel_init=_check.function,
+    recurrent_init=_check.function,
+)
 def lstm(
     hidden_size: int,
     *,
@@ -58,9 +66,7 @@ def lstm(
         The cell; equal settings give the same object.
 
     Raises:
-        TypeError: if a setting is of the wrong kind.
-        ValueError: if `hidden_size` is below 1, or if there is no bias for a `forget_bias` other
-            than the default to go into.
+        ValueError: if a `forget_bias` is given but there is no bias.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -77,56 +83,37 @@ def lstm(
         Jozefowicz, Zaremba and Sutskever, "An empirical exploration of recurrent network
         architectures", 2015 (its bias of 1).
     """
-    use_bias = _check.flag("use_bias", use_bias)
-    forget_bias = _check.number("forget_bias", forget_bias)
     if not use_bias and forget_bias != 1.0:
         raise ValueError(f"forget_bias: got {forget_bias} with use_bias=False, expected a bias too")
-    return _lstm(
-        _check.size("hidden_size", hidden_size),
-        forget_bias,
-        use_bias,
-        _check.function("kernel_init", kernel_init),
-        _check.function("recurrent_init", recurrent_init),
-    )
 
-
-@functools.cache
-def _lstm(
-    hidden_size: int,
-    forget_bias: float,
-    use_bias: bool,
-    kernel_init: Initializer,
-    recurrent_init: Initializer,
-) -> Cell[LSTMParams, LSTMState]:
     def init(key, input_size, dtype):
         initializers.check_fits("forget_bias", forget_bias, dtype)
         kernel_key, recurrent_key = jax.random.split(key)
         forget = slice(hidden_size, 2 * hidden_size)
+        recurrent_shape = hidden_size, hidden_size
         return LSTMParams(
             initializers.draw(kernel_init, kernel_key, (input_size, hidden_size), dtype, gates=4),
-            initializers.draw(
-                recurrent_init, recurrent_key, (hidden_size, hidden_size), dtype, gates=4
-            ),
+            initializers.draw(recurrent_init, recurrent_key, recurrent_shape, dtype, gates=4),
             jnp.zeros(4 * hidden_size, dtype).at[forget].set(forget_bias) if use_bias else None,
         )
 
     def initial_state(batch_shape, dtype):
-        zeros = jnp.zeros((*batch_shape, hidden_size), dtype)
-        return LSTMState(zeros, zeros)
+        shape = (*batch_shape, hidden_size)
+        return LSTMState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
+    # One array per gate: XLA vectorises the pointwise part badly when it has to split a packed
+    # input of the loop inside it.
     def project(params, inputs):
-        projected = inputs @ params.kernel
-        # One array for each gate: XLA vectorises the pointwise part badly when it has to split an
-        # input of the loop inside it.
-        return jnp.split(projected + params.bias if use_bias else projected, 4, axis=-1)
+        return jnp.split(affine(inputs, params.kernel, params.bias), 4, axis=-1)
 
     def recur(params, state):
         return jnp.split(state.hidden @ params.recurrent_kernel, 4, axis=-1)
 
-    def activate(params, state, projected, recurrent):
-        i, f, g, o = (p + r for p, r in zip(projected, recurrent, strict=True))
+    def activate(params, state, gates):
+        i, f, g, o = gates
         cell = sigmoid(f) * state.cell + sigmoid(i) * tanh(g)
         hidden = sigmoid(o) * tanh(cell)
         return LSTMState(hidden, cell), hidden
 
-    return Cell(init, initial_state, SplitStep(project, recur, activate), name="lstm")
+    step = SplitStep(project, recur, activate)
+    return Cell(init, initial_state, step, readout=lambda state: state.hidden, name="lstm")

@@ -1,15 +1,16 @@
 """Long short-term memory with peepholes: gates that see the cell state."""
 
-import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxrnn import initializers
+from jaxrnn import _check, initializers
 from jaxrnn._activations import sigmoid, tanh
+from jaxrnn._affine import affine, align
 from jaxrnn._cell import Cell, SplitStep
-from jaxrnn.cells._lstm import LSTMParams, LSTMState, lstm
+from jaxrnn._memoize import memoized
+from jaxrnn.cells._lstm import LSTMState, lstm
 from jaxrnn.initializers import Initializer
 
 
@@ -22,6 +23,13 @@ class PeepholeLSTMParams(NamedTuple):
     peepholes: Float[Array, "3 H"]
 
 
+@memoized(
+    hidden_size=_check.size,
+    forget_bias=_check.number,
+    use_bias=_check.flag,
+    kernel_init=_check.function,
+    recurrent_init=_check.function,
+)
 def peephole_lstm(
     hidden_size: int,
     *,
@@ -52,8 +60,7 @@ def peephole_lstm(
         starts as a plain LSTM.
 
     Raises:
-        TypeError: if a setting is of the wrong kind.
-        ValueError: as `lstm`.
+        ValueError: if a `forget_bias` is given but there is no bias.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -74,26 +81,24 @@ def peephole_lstm(
         kernel_init=kernel_init,
         recurrent_init=recurrent_init,
     )
-    return _peephole_lstm(plain)
-
-
-@functools.cache
-def _peephole_lstm(plain: Cell[LSTMParams, LSTMState]) -> Cell[PeepholeLSTMParams, LSTMState]:
-    gates = plain.split_step
-    assert gates is not None
 
     def init(key, input_size, dtype):
         params = plain.init(key, input_size, dtype=dtype)
-        return PeepholeLSTMParams(*params, jnp.zeros((3, params.recurrent_kernel.shape[0]), dtype))
+        return PeepholeLSTMParams(*params, jnp.zeros((3, hidden_size), dtype))
 
-    def activate(params, state, projected, recurrent):
-        i, f, g, o = (p + r for p, r in zip(projected, recurrent, strict=True))
-        to_i, to_f, to_o = params.peepholes
+    def project(params, inputs):
+        return jnp.split(affine(inputs, params.kernel, params.bias), 4, axis=-1)
+
+    def recur(params, state):
+        return jnp.split(state.hidden @ params.recurrent_kernel, 4, axis=-1)
+
+    def activate(params, state, gates):
+        i, f, g, o = gates
+        to_i, to_f, to_o = (align(peephole, state.cell) for peephole in params.peepholes)
         keep = sigmoid(f + to_f * state.cell)
         cell = keep * state.cell + sigmoid(i + to_i * state.cell) * tanh(g)
         hidden = sigmoid(o + to_o * cell) * tanh(cell)
         return LSTMState(hidden, cell), hidden
 
-    # Everything but the pointwise part is a plain LSTM's.
-    step = SplitStep(gates.project, gates.recur, activate)
+    step = SplitStep(project, recur, activate)
     return plain.replace(init=init, step=step, name="peephole_lstm")

@@ -281,7 +281,9 @@ def _effects_of_recurrent(
     recurrent = split_step.product(params, state, projected)
     new, derivative = _pointwise(
         cell,
-        lambda recurrent: split_step.activate(params, state, projected, recurrent)[0],
+        lambda recurrent: split_step.activate(
+            params, state, split_step.combine(projected, recurrent)
+        )[0],
         recurrent,
     )
     derivatives = [derivative(tangent) for tangent in _one_at_a_time(recurrent)]
@@ -375,5 +377,5 @@ def _held(
             lambda state: step_of(cell)(params, state, inputs)[0], lax.stop_gradient
         )
     projected = split_step.project(params, inputs)
-    recurrent = split_step.product(params, state, projected)
-    return lambda state: split_step.activate(params, state, projected, recurrent)[0]
+    gates = split_step.gates(params, state, projected)
+    return lambda state: split_step.activate(params, state, gates)[0]

@@ -270,7 +270,8 @@ def _steepest_slope(run: Run, split_step: SplitStep | None) -> float:
         def new_state(total: Array) -> PyTree:
             recurrent = split_step.product(run.params, state, projected)
             same = jax.tree.map(lambda leaf: jnp.full_like(leaf, total), recurrent)
-            return split_step.activate(run.params, state, projected, same)[0]
+            gates = split_step.combine(projected, same)
+            return split_step.activate(run.params, state, gates)[0]
 
     else:
 

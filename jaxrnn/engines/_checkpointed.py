@@ -7,43 +7,12 @@ from jaxrnn import _check
 from jaxrnn._cell import Cell
 from jaxrnn.engines._chunks import scan_checkpointed, sqrt_chunk
 from jaxrnn.engines._engine import Engine, checked_chunk, checked_engine, leading_shape
-from jaxrnn.engines._hoisted import hoisted_where_it_can
+from jaxrnn.engines._hoisted._engine import hoisted_where_it_can
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpointed(Engine):
-    """The engine that `checkpointed` makes."""
-
-    chunk: int | None
-    engine: Engine | None
-
-    def __call__(
-        self, cell: Cell, params: Any, state: Any, inputs: Any, *, reverse: bool, keep_states: bool
-    ) -> tuple[Any, Any, Any]:
-        """Run the cell chunk by chunk, each under `jax.checkpoint`."""
-        steps = leading_shape(inputs)[0]
-        chunk = checked_chunk(self.chunk, steps) or sqrt_chunk(steps)
-        engine = self.engine or hoisted_where_it_can(cell)
-
-        def run_chunk(state, inputs):
-            final, *rest = engine(
-                cell, params, state, inputs, reverse=reverse, keep_states=keep_states
-            )
-            return final, rest
-
-        final, (outputs, states) = scan_checkpointed(
-            run_chunk,
-            state,
-            inputs,
-            steps=steps,
-            chunk=chunk,
-            reverse=reverse,
-        )
-        return final, outputs, states
-
-
-def checkpointed(chunk: int | None = None, engine: Engine | None = None) -> Checkpointed:
-    """Make the engine for sequences whose states don't fit into memory.
+class checkpointed(Engine):  # noqa: N801, it is used like a function
+    """The engine for sequences whose states don't fit into memory.
 
     Going forward it keeps only the state that each chunk starts from, and going back it runs each
     chunk once more. With chunks of sqrt(T) steps the gradient needs O(sqrt(T)) memory besides
@@ -54,18 +23,10 @@ def checkpointed(chunk: int | None = None, engine: Engine | None = None) -> Chec
     where for `outputs[-1]` it keeps them all.
 
     Args:
-        chunk: how many steps a chunk has. None takes a divisor of T near its square root. If T is
-            no multiple of it, the steps that are left over are compiled for themselves.
-        engine: what runs a chunk. None takes `hoisted()` for split-step cells, and `scan()` for others,
+        chunk: how many steps a chunk has. None takes a divisor of T near its square root. A
+            remainder is compiled separately.
+        engine: what runs a chunk. None takes `hoisted()` for split cells, and `scan()` for others,
             unrolled on a GPU.
-
-    Returns:
-        An engine for `unroll(..., engine=...)`, for any cell; `unroll` raises a ValueError if
-        `chunk` is longer than the sequence.
-
-    Raises:
-        TypeError: if `chunk` is not an integer or `engine` not an engine.
-        ValueError: if `chunk` is below 1.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -84,7 +45,29 @@ def checkpointed(chunk: int | None = None, engine: Engine | None = None) -> Chec
         Chen, Xu, Zhang and Guestrin, "Training deep nets with sublinear memory cost", 2016,
         section 4.
     """
-    return Checkpointed(
-        None if chunk is None else _check.size("chunk", chunk),
-        checked_engine(engine),
-    )
+
+    chunk: int | None = None
+    engine: Engine | None = None
+
+    def __post_init__(self) -> None:
+        _check.optional_size("chunk", self.chunk)
+        checked_engine(self.engine)
+
+    def __call__(
+        self, cell: Cell, params: Any, state: Any, inputs: Any, *, reverse: bool, keep_states: bool
+    ) -> tuple[Any, Any, Any]:
+        """Run the cell chunk by chunk, each under `jax.checkpoint`."""
+        steps = leading_shape(inputs)[0]
+        chunk = checked_chunk(self.chunk, steps) or sqrt_chunk(steps)
+        engine = self.engine or hoisted_where_it_can(cell)
+
+        def run_chunk(state, inputs):
+            final, *rest = engine(
+                cell, params, state, inputs, reverse=reverse, keep_states=keep_states
+            )
+            return final, rest
+
+        final, (outputs, states) = scan_checkpointed(
+            run_chunk, state, inputs, steps=steps, chunk=chunk, reverse=reverse
+        )
+        return final, outputs, states

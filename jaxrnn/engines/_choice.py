@@ -8,8 +8,8 @@ from jaxtyping import Array, Float
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
 from jaxrnn.engines._checkpointed import checkpointed
-from jaxrnn.engines._engine import Engine, default_unroll, size_in_bytes
-from jaxrnn.engines._hoisted import hoisted_where_it_can
+from jaxrnn.engines._engine import Engine, default_unroll, is_static, size_in_bytes
+from jaxrnn.engines._hoisted._engine import hoisted_where_it_can
 
 # States that take more than this, in bytes, are not all kept.
 _MEMORY = 2**30
@@ -35,24 +35,20 @@ def choose_engine(
     Returns:
         The engine and the reason.
 
-    Raises:
-        TypeError: if `cell` is not a cell or `inputs` not floating.
-        ValueError: if `inputs` has less than two axes.
-
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> inputs = jax.ShapeDtypeStruct((200, 32, 64), jnp.float32)
         >>> choice = jaxrnn.engines.choose_engine(jaxrnn.gru(128), inputs)
         >>> choice.engine
-        Hoisted(chunk=None, keep=None, unroll=None)
+        hoisted(chunk=None, keep=None, unroll=None)
         >>> print(choice.reason)
-        gru shows a split step, so weight gradients can leave the backward loop
+        gru has a split step, so weight gradients can leave the backward loop
     """
     checked_cell("cell", cell)
     _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
     steps, *batch_shape, _ = inputs.shape
     state = cell.state_spec(tuple(batch_shape), inputs.dtype)
-    need = steps * size_in_bytes(state)
+    need = steps * size_in_bytes(state) if is_static(steps, *batch_shape) else 0
     engine = checkpointed() if need > _MEMORY else hoisted_where_it_can(cell)
     if need > _MEMORY:
         reason = (
@@ -60,13 +56,11 @@ def choose_engine(
             "at the start of each chunk is kept"
         )
     elif cell.split_step is None:
-        reason = f"{cell.name} shows no structure that another engine could use"
+        reason = f"the step of {cell.name} is not split, which other engines need"
     else:
-        reason = f"{cell.name} shows a split step, so weight gradients can leave the backward loop"
-    turn = default_unroll()
-    if turn > 1:
+        reason = f"{cell.name} has a split step, so weight gradients can leave the backward loop"
+    unroll = default_unroll()
+    if unroll > 1:
         where = jax.default_backend()
-        reason += (
-            f"; on a {where} a step's time goes to starting kernels, so loops hold {turn} steps"
-        )
+        reason += f"; on a {where} launching kernels dominates, so loops hold {unroll} steps"
     return EngineChoice(engine, reason)

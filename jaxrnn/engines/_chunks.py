@@ -14,8 +14,7 @@ from jaxtyping import PyTree
 def nearby_divisor(length: int, target: int) -> int:
     """Return the divisor of `length` nearest to `target`, or `target` if none is within twice.
 
-    With a divisor all chunks are equal. Otherwise the last one is shorter, and has to be compiled
-    for itself.
+    With a divisor all chunks are equal. Otherwise a remainder is compiled separately.
     """
     if length <= target:
         return max(length, 1)
@@ -25,7 +24,12 @@ def nearby_divisor(length: int, target: int) -> int:
 
 
 def sqrt_chunk(steps: int) -> int:
-    """Return how many steps a chunk has for the least memory: about the square root of all."""
+    """Return how many steps a chunk has for the least memory: about the square root of all.
+
+    A length that has no value yet is one chunk.
+    """
+    if not isinstance(steps, int):
+        return steps
     return nearby_divisor(steps, math.isqrt(steps))
 
 

@@ -9,16 +9,17 @@ from jaxtyping import PyTree
 from jaxrnn import _check
 from jaxrnn._cell import Cell
 
-# How many steps the body of a compiled loop is best given, on backends where that is more than 1. A
-# GPU takes as long as it takes to start kernels: one then stores the results of so many steps. With
-# 16 a gradient gains another twentieth, and compiles for 1.6 times as long.
+# How many steps a compiled loop's body should hold, on backends where that is more than 1. On a GPU,
+# launching kernels dominates; with this many steps per iteration one launch stores all their
+# results. With 16 a gradient gains another twentieth, and compiles for 1.6 times as long.
 _UNROLL = {"gpu": 8}
 
 
 class Engine(abc.ABC):
-    """A way to run a cell over a sequence, made by a constructor that holds its options.
+    """A way to run a cell over a sequence, with its options.
 
-    Engines are frozen and compare by value, so that equal ones compile once.
+    Engines are frozen dataclasses and compare by value, so that equal ones compile once. Each is
+    named in lower case, since it is called like a function: `unroll(..., engine=scan(4))`.
     """
 
     @abc.abstractmethod
@@ -51,8 +52,12 @@ def checked_engine(engine: Any) -> Engine | None:
 
 
 def checked_chunk(chunk: int | None, steps: int) -> int | None:
-    """Return `chunk`, None or no longer than the sequence; one of no steps has chunks of any."""
-    if chunk is not None and chunk > steps > 0:
+    """Return `chunk`, None or at most the sequence length; empty sequences accept any."""
+    if chunk is None or (is_static(steps) and steps == 0):
+        return chunk
+    if not is_static(steps):
+        raise ValueError(f"chunk: got {chunk} for inputs of {steps} steps, expected None")
+    if chunk > steps:
         raise ValueError(
             f"chunk: got {chunk} for inputs of {steps} steps, expected at most {steps}; "
             "None chooses, as does an engine without chunks, scan()"
@@ -60,6 +65,11 @@ def checked_chunk(chunk: int | None, steps: int) -> int | None:
     return chunk
 
 
+def is_static(*sizes: Any) -> bool:
+    """Return whether sizes are numbers; `jax.export` may leave some open."""
+    return all(isinstance(size, int) for size in sizes)
+
+
 def default_unroll() -> int:
-    """Return how many steps the body of a compiled loop is best given on this backend."""
+    """Return how many steps the body of a compiled loop should hold on this backend."""
     return _UNROLL.get(jax.default_backend(), 1)

@@ -5,51 +5,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell
+from jaxrnn._cell import Cell, ContextParams
 from jaxrnn.engines._engine import Engine, checked_engine, leading_shape
-from jaxrnn.engines._hoisted import hoisted_where_it_can
+from jaxrnn.engines._hoisted._engine import hoisted_where_it_can
 
 _AXIS = "batch"
 
 
 @dataclasses.dataclass(frozen=True)
-class Sharded(Engine):
-    """The engine that `sharded` makes."""
-
-    devices: int | None
-    engine: Engine | None
-
-    def __call__(
-        self, cell: Cell, params: Any, state: Any, inputs: Any, *, reverse: bool, keep_states: bool
-    ) -> tuple[Any, Any, Any]:
-        """Run the cell on every device's share of the batch."""
-        devices = _devices(self.devices)
-        _, *batch = leading_shape(inputs)
-        if not batch or batch[0] % len(devices):
-            raise ValueError(
-                f"inputs: got the batch dimensions {tuple(batch)}, expected (batch, ...) with a "
-                f"batch that {len(devices)} devices divide, for sharded()"
-            )
-        engine = self.engine or hoisted_where_it_can(cell)
-
-        def run(params, state, inputs):
-            return engine(cell, params, state, inputs, reverse=reverse, keep_states=keep_states)
-
-        of_state, of_sequence = PartitionSpec(_AXIS), PartitionSpec(None, _AXIS)
-        return jax.shard_map(
-            run,
-            mesh=Mesh(np.array(devices), (_AXIS,)),
-            in_specs=(PartitionSpec(), of_state, of_sequence),
-            out_specs=(of_state, of_sequence, of_sequence),
-            check_vma=False,  # the hoisted engine's primitive has no rule for it
-        )(params, state, inputs)
-
-
-def sharded(devices: int | None = None, engine: Engine | None = None) -> Sharded:
-    """Make an engine that divides the batch over devices, each of which runs another engine.
+class sharded(Engine):  # noqa: N801, it is used like a function
+    """An engine that divides the batch over devices, each of which runs another engine.
 
     XLA runs the small products of a recurrent network on one core of a CPU. JAX can show the cores
     as devices; this must be said before anything is computed:
@@ -62,16 +30,12 @@ def sharded(devices: int | None = None, engine: Engine | None = None) -> Sharded
 
     Args:
         devices: how many; None takes all of `jax.devices()`.
-        engine: what runs on each. None takes `hoisted()` for split-step cells, and `scan()` for others,
+        engine: what runs on each. None takes `hoisted()` for split cells, and `scan()` for others,
             unrolled on a GPU.
 
-    Returns:
-        An engine for `unroll(..., engine=...)`. `unroll` raises a ValueError if there are not so
-        many devices, or if they don't divide the first batch dimension.
-
     Raises:
-        TypeError: if `devices` is not an integer or `engine` not an engine.
-        ValueError: if `devices` is below 1.
+        ValueError: by `unroll`, if there are not that many devices, or if they don't divide the
+            first batch dimension.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -81,10 +45,67 @@ def sharded(devices: int | None = None, engine: Engine | None = None) -> Sharded
         >>> outputs.shape
         (9, 2, 4)
     """
-    return Sharded(
-        None if devices is None else _check.size("devices", devices),
-        checked_engine(engine),
-    )
+
+    devices: int | None = None
+    engine: Engine | None = None
+
+    def __post_init__(self) -> None:
+        _check.optional_size("devices", self.devices)
+        checked_engine(self.engine)
+
+    def __call__(
+        self, cell: Cell, params: Any, state: Any, inputs: Any, *, reverse: bool, keep_states: bool
+    ) -> tuple[Any, Any, Any]:
+        """Run the cell on every device's share of the batch."""
+        mesh = _mesh(self.devices)
+        _, *batch = leading_shape(inputs)
+        if not batch or batch[0] % mesh.size:
+            raise ValueError(
+                f"inputs: got the batch dimensions {tuple(batch)}, expected (batch, ...) with a "
+                f"batch that {mesh.size} devices divide, for sharded()"
+            )
+        engine = self.engine or hoisted_where_it_can(cell)
+
+        def run(params, state, inputs):
+            return engine(cell, params, state, inputs, reverse=reverse, keep_states=keep_states)
+
+        everywhere, by_batch = PartitionSpec(), PartitionSpec(mesh.axis_names)
+        by_step = PartitionSpec(None, mesh.axis_names)
+        has_context = isinstance(params, ContextParams)
+        specs = (
+            ContextParams(everywhere, by_batch) if has_context else everywhere,
+            by_batch,
+            by_step,
+        )
+        arguments = params, state, inputs
+        if AxisType.Explicit in mesh.axis_types:
+            arguments = tuple(map(_reshard, arguments, specs))
+        return jax.shard_map(
+            run, mesh=mesh, in_specs=specs, out_specs=(by_batch, by_step, by_step)
+        )(*arguments)
+
+
+def _mesh(devices: int | None) -> Any:
+    """Return a mesh of so many devices, or the one that `jax.set_mesh` has set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return Mesh(np.array(_devices(devices)), (_AXIS,))
+    if AxisType.Manual in mesh.axis_types:
+        raise ValueError(
+            "engine: got sharded() within a shard_map, such as the one by which sweep() divides "
+            "members over devices; expected an engine for one device, such as hoisted()"
+        )
+    if devices not in (None, mesh.size):
+        raise ValueError(
+            f"devices: got {devices}, expected None or the {mesh.size} of the mesh that is set"
+        )
+    return mesh
+
+
+def _reshard(tree: Any, spec: Any) -> Any:
+    if isinstance(tree, ContextParams):
+        return ContextParams(*map(_reshard, tree, spec))
+    return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, spec), tree)
 
 
 def _devices(count: int | None) -> list[Any]:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxrnn import _check
 from jaxrnn._cell import Cell
 from jaxrnn.engines import Engine
-from jaxrnn.layers._layer import Layer
+from jaxrnn.layers._layer import Layer, options_for
 from jaxrnn.layers._rnn import rnn
 
 
@@ -95,7 +95,7 @@ def bidirectional(
         if key is not None:
             keys = jax.random.split(_check.key("key", key))
         runs = [
-            direction.apply(p, s, inputs, key=k, **options)
+            direction.apply(p, s, inputs, key=k, **options_for(direction, options))
             for direction, p, s, k in zip(directions, params, state, keys, strict=True)
         ]
         (forward_state, forwards), (backward_state, backwards) = runs
@@ -121,4 +121,5 @@ def bidirectional(
         recurrent=True,
         causal=False,
         return_sequences=return_sequences,
+        takes_context=any(direction.takes_context for direction in directions),
     )

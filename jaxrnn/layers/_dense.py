@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrnn import _check, initializers
+from jaxrnn._affine import affine
 from jaxrnn.initializers import Initializer
 from jaxrnn.layers._layer import Layer, no_state
 
@@ -72,9 +73,7 @@ def dense(
         bias = jax.ShapeDtypeStruct((features,), inputs.dtype) if use_bias else None
         source = f"for dense({features}) on inputs of {_check.describe(inputs)}"
         _check.same_spec("params", params, DenseParams(kernel, bias), source)  # pyright: ignore[reportArgumentType]
-        outputs = inputs @ params.kernel
-        if params.bias is not None:
-            outputs = outputs + params.bias
+        outputs = affine(inputs, params.kernel, params.bias)
         return (), outputs if activation is None else activation(outputs)
 
     return Layer(init, no_state, apply, name=f"dense({features})")

@@ -37,6 +37,7 @@ class Layer:
             the last step to the first.
         return_sequences: whether outputs have a time axis where inputs have one; not so if only the last
             output is returned.
+        takes_context: whether `apply` also takes `context`, for a cell that reads one.
 
     Example:
         A layer that doubles its inputs:
@@ -59,6 +60,7 @@ class Layer:
     recurrent: bool = False
     causal: bool = True
     return_sequences: bool = True
+    takes_context: bool = False
 
     def __repr__(self) -> str:
         return f"Layer({self.name})"
@@ -70,6 +72,13 @@ def no_state(
     """The `initial_state` of a layer that carries nothing."""
     del batch_shape, dtype, params
     return ()
+
+
+def options_for(layer: Layer, options: dict[str, Any]) -> dict[str, Any]:
+    """Return what of the options to `apply` a layer takes, among others that take more."""
+    if not layer.recurrent:
+        return {}
+    return {name: o for name, o in options.items() if name != "context" or layer.takes_context}
 
 
 def output_size(layer: Layer, params: Any, input_size: int | None, dtype: Any) -> int:

@@ -9,10 +9,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
-from jaxrnn._unroll import unroll
+from jaxrnn._unroll import unroll as jaxrnn_unroll
 from jaxrnn.engines import Engine, checked_engine
 from jaxrnn.layers._layer import Layer
-from jaxrnn.wrappers._masked import real_steps
+from jaxrnn.wrappers._masked import real_steps, select
 
 
 def rnn(
@@ -35,12 +35,11 @@ def rnn(
 
     Returns:
         A layer from `(T, *batch, I)` to `(T, *batch, H)`, or to `(*batch, H)` for the last alone.
-        Its `apply` also takes `lengths`, `mask` and `resets`, as `unroll` does; the last output is
+        Its `apply` also takes `lengths`, `mask`, `resets` and `context`, as `unroll` does; the last output is
         then that of each sequence's last real step.
 
     Raises:
-        TypeError: if a setting is of the wrong kind; in `apply` as `unroll` does.
-        ValueError: in `apply` as `unroll` does, and if the last output of no step is expected.
+        ValueError: in `apply`, if the last output of no step is asked for.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -63,11 +62,13 @@ def rnn(
         inputs: Float[Array, "T *batch I"],
         *,
         key=None,
-        unroll: Callable[..., tuple[Any, Any]] = unroll,
+        unroll: Callable[..., tuple[Any, Any]] = jaxrnn_unroll,
         lengths: Int[Array, "*batch"] | None = None,
         mask: Bool[Array, "T *batch"] | None = None,
         resets: Bool[Array, "T *batch"] | None = None,
+        context: PyTree = None,
     ) -> tuple[Any, PyTree]:
+        options = {} if context is None else {"context": context}
         state, outputs = unroll(
             cell,
             params,
@@ -80,10 +81,14 @@ def rnn(
             reverse=reverse,
             compute_dtype=compute_dtype,
             engine=engine,
+            **options,
         )
         if return_sequences:
             return state, outputs
-        return state, _last_output(outputs, inputs.shape[:-1], lengths, mask, reverse=reverse)
+        shape = inputs.shape[:-1]
+        if cell.readout is not None and unroll is jaxrnn_unroll:
+            return state, _output_of_state(cell.readout(state), shape, lengths, mask)
+        return state, _last_output(outputs, shape, lengths, mask, reverse=reverse)
 
     return Layer(
         cell.init,
@@ -93,7 +98,25 @@ def rnn(
         recurrent=True,
         causal=not reverse,
         return_sequences=return_sequences,
+        takes_context=cell.takes_context,
     )
+
+
+def _output_of_state(
+    output: PyTree,
+    shape: tuple[int, ...],
+    lengths: Int[Array, "*batch"] | None,
+    mask: Bool[Array, "T *batch"] | None,
+) -> PyTree:
+    """Return the output of the last real step, read from the state: no other output is kept.
+
+    As that of padding, it is zero for sequences without a real step.
+    """
+    _check_not_empty(shape)
+    if lengths is None and mask is None:
+        return output
+    some = real_steps(shape, lengths, mask).any(axis=0)
+    return select(some, output, jax.tree.map(jnp.zeros_like, output))
 
 
 def _last_output(
@@ -108,9 +131,8 @@ def _last_output(
 
     Outputs are a pytree of arrays that begin with `shape`, `(T, *batch)`.
     """
+    _check_not_empty(shape)
     steps = shape[0]
-    if steps == 0:
-        raise ValueError("inputs: got 0 steps, expected at least 1, as only the last is returned")
     if lengths is None and mask is None:
         return jax.tree.map(lambda leaf: leaf[0 if reverse else -1], outputs)
     real = real_steps(shape, lengths, mask)
@@ -122,3 +144,8 @@ def _last_output(
         return jnp.take_along_axis(leaf, index, axis=0)[0]
 
     return jax.tree.map(of_leaf, outputs)
+
+
+def _check_not_empty(shape: tuple[int, ...]) -> None:
+    if shape[0] == 0:
+        raise ValueError("inputs: got 0 steps, expected at least 1, as only the last is returned")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from jaxrnn import _check
-from jaxrnn.layers._layer import Layer, output_size
+from jaxrnn.layers._layer import Layer, options_for, output_size
 
 
 def serial(*layers: Layer) -> Layer:
@@ -54,6 +54,8 @@ def serial(*layers: Layer) -> Layer:
                 "whose outputs have no time axis, expected return_sequences=True before it"
             )
 
+    takes_context = any(layer.takes_context for layer in layers)
+
     def init(key, input_size: int | None = None, *, dtype: Any = jnp.float32) -> tuple[Any, ...]:
         params = []
         for number, key_of_layer in enumerate(
@@ -83,18 +85,23 @@ def serial(*layers: Layer) -> Layer:
         _check.one_per_layer("params", params, len(layers))
         _check.one_per_layer("state", states, len(layers))
         # Here, as no layer might be recurrent, and look at them.
-        unknown = sorted(options.keys() - {"lengths", "mask", "resets", "unroll"})
+        unknown = sorted(options.keys() - {"lengths", "mask", "resets", "context", "unroll"})
         if unknown:
-            raise TypeError(f"{unknown[0]}: got it in apply, which takes lengths, mask and resets")
+            raise TypeError(
+                f"apply() got an unexpected argument {unknown[0]!r}; it takes lengths, mask, "
+                "resets and context"
+            )
+        if options.get("context") is not None and not takes_context:
+            raise TypeError("context: got one, expected none, as no layer reads a context")
         keys: Any = [None] * len(layers)
         if key is not None:
             keys = jax.random.split(_check.key("key", key), len(layers))
         new_states = []
         for number, layer in enumerate(layers):
             with _named(number, layer):
-                options_of_layer = options if layer.recurrent else {}
+                layer_options = options_for(layer, options)
                 new_state, inputs = layer.apply(
-                    params[number], states[number], inputs, key=keys[number], **options_of_layer
+                    params[number], states[number], inputs, key=keys[number], **layer_options
                 )
             new_states.append(new_state)
         return tuple(new_states), inputs
@@ -108,6 +115,7 @@ def serial(*layers: Layer) -> Layer:
         recurrent=any(layer.recurrent for layer in layers),
         causal=all(layer.causal for layer in layers),
         return_sequences=all(layer.return_sequences for layer in layers),
+        takes_context=takes_context,
     )
 
 

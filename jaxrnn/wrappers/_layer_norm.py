@@ -1,7 +1,6 @@
 """Layer normalisation inside of a cell."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,14 +10,16 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from jaxrnn._affine import align
 from jaxrnn._cell import Cell, checked_cell
 from jaxrnn._dtypes import at_least_float32
+from jaxrnn._memoize import memoized
 from jaxrnn.wrappers._wrap import (
     checked_split_step,
     inner_learned_state,
     inner_step,
-    innermost,
     map_own_projection,
+    own_projection,
 )
 
 # Keeps the division finite where all features are equal, as at the zero state.
@@ -52,12 +53,12 @@ def layer_norm(cell: Cell) -> Cell:
             by this first: zoneout, dropout and so on go around.
 
     Returns:
-        A split-step cell with the same state, whose params are a `LayerNormParams`: gains of 1 and a
-        shift of 0 at first. Equal settings give the same object.
+        A cell with the same state, its step split, whose params are a `LayerNormParams`: gains of 1
+        and a shift of 0 at first.
 
     Raises:
-        TypeError: if `cell` is not a cell.
-        ValueError: if it shows no split step.
+        ValueError: if the cell's step is not split, projects something without features, or packs
+            several gates into one array.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -70,44 +71,53 @@ def layer_norm(cell: Cell) -> Cell:
     References:
         Ba, Kiros and Hinton, "Layer normalization", 2016, equations 4 and 20 to 22.
     """
-    checked_split_step("cell", checked_cell("cell", cell), "layer_norm")
+    checked_split_step(checked_cell("cell", cell), "layer_norm")
+    if cell.takes_context:
+        raise ValueError(
+            f"cell: got {cell.name}, which reads a context, expected one that reads none; wrap "
+            "the normalised cell by what adds the context"
+        )
     return _layer_norm(cell)
 
 
-@functools.cache
+@memoized()
 def _layer_norm(cell: Cell) -> Cell:
-    split_step = checked_split_step("cell", cell, "layer_norm")
+    inner = checked_split_step(cell, "layer_norm")
 
     def init(key: jax.Array, input_size: int, dtype: Any) -> LayerNormParams:
         params = cell.init(key, input_size, dtype=dtype)
         inputs = jax.ShapeDtypeStruct((input_size,), dtype)
-        projected = jax.eval_shape(split_step.project, params, inputs)
-        recurrent = jax.eval_shape(
-            split_step.product, params, cell.state_spec((), dtype), projected
-        )
-        of_recurrent = jnp.ones(sum(_sizes(recurrent)), dtype)
-        gain = jnp.ones(sum(_sizes(innermost(projected))), dtype)
-        return LayerNormParams(params, gain, of_recurrent, jnp.zeros_like(of_recurrent))
+        projected = jax.eval_shape(inner.project, params, inputs)
+        recurrent = jax.eval_shape(inner.product, params, cell.state_spec((), dtype), projected)
+        recurrent_gain = jnp.ones(sum(_sizes(recurrent)), dtype)
+        gain = jnp.ones(sum(_sizes(own_projection(projected))), dtype)
+        return LayerNormParams(params, gain, recurrent_gain, jnp.zeros_like(recurrent_gain))
 
     def project(params: LayerNormParams, inputs: Any) -> Any:
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[-1:], leaf.dtype), inputs)
-        bias = innermost(split_step.project(params.cell, nothing))
+        bias = own_projection(inner.project(params.cell, nothing))
 
         def normalised(projected: PyTree) -> PyTree:
-            weighted = jax.tree.map(jnp.subtract, projected, bias)
+            weighted = jax.tree.map(lambda a, b: a - align(b, a), projected, bias)
             return _normalised(weighted, params.input_gain, jax.tree.leaves(bias))
 
-        return map_own_projection(normalised, split_step.project(params.cell, inputs))
+        return map_own_projection(normalised, inner.project(params.cell, inputs))
 
-    # Here and not in `recur`, whose transpose would have to compute the product again.
-    def activate(
-        params: LayerNormParams, state: Any, projected: Any, recurrent: Any
-    ) -> tuple[Any, Any]:
+    # The recurrent product is normalised in `activate`, not in `recur`, whose transpose would have
+    # to compute the product again. So the products can't be combined before.
+    def combine(projected: Any, recurrent: Any) -> tuple[Any, Any]:
+        return projected, recurrent
+
+    def activate(params: LayerNormParams, state: Any, gates: Any) -> tuple[Any, Any]:
+        projected, recurrent = gates
         shifts = _split(params.recurrent_shift, recurrent)
         recurrent = _normalised(recurrent, params.recurrent_gain, shifts)
-        return split_step.activate(params.cell, state, projected, recurrent)
+        combined = inner.combine(projected, recurrent)
+        return inner.activate(params.cell, state, combined)
 
-    step = dataclasses.replace(inner_step(cell), project=project, activate=activate)
+    step = dataclasses.replace(
+        inner_step(cell), project=project, combine=combine, activate=activate
+    )
     return cell.replace(
         init=init,
         step=step,
@@ -122,7 +132,9 @@ def _normalised(
     """Normalise each array of a pytree over its last axis, then scale and shift it."""
     leaves, treedef = jax.tree.flatten(tree)
     parts = zip(leaves, _split(gain, tree), shifts, strict=True)
-    return treedef.unflatten([scale * _norm(leaf) + shift for leaf, scale, shift in parts])
+    return treedef.unflatten(
+        [align(scale, leaf) * _norm(leaf) + align(shift, leaf) for leaf, scale, shift in parts]
+    )
 
 
 def _norm(values: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:

@@ -1,6 +1,5 @@
 """A learned initial state: what a sequence starts from is a parameter."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +8,7 @@ from jaxtyping import PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
+from jaxrnn._memoize import memoized
 from jaxrnn.wrappers._wrap import inner_step
 
 
@@ -32,12 +32,10 @@ def learned_initial_state(cell: Cell) -> Cell:
         cell: any cell.
 
     Returns:
-        A cell with the same state, whose params are a `LearnedInitialStateParams`; gated if `cell`
-        is. Equal settings give the same object.
+        A cell with the same state, whose params are a `LearnedInitialStateParams`.
 
     Raises:
-        TypeError: if `cell` is not a cell; in `initial_state`, if there are no params or those of
-            another cell.
+        TypeError: in `initial_state`, without params or with those of another cell.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -55,7 +53,7 @@ def learned_initial_state(cell: Cell) -> Cell:
     return _learned_initial_state(checked_cell("cell", cell))
 
 
-@functools.cache
+@memoized()
 def _learned_initial_state(cell: Cell) -> Cell:
     name = f"learned_initial_state({cell.name})"
 

@@ -1,14 +1,14 @@
 """Ragged sequences: steps that are padding, and steps at which a sequence begins anew.
 
 Both are a wrapper from cell to cell, so that every engine runs them. The wrapped cell's inputs are
-the cell's own, with noise if it draws some, and for each step and sequence two flags.
+the cell's own, with noise if it draws some, and two flags for each step and sequence.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxrnn._cell import Cell
@@ -22,8 +22,8 @@ class MaskedInputs(NamedTuple):
     """
 
     inputs: Any
-    keep: Float[Array, "T *batch 1"] | None
-    restart: Float[Array, "T *batch 1"] | None
+    mask: Float[Array, "T *batch 1"] | None
+    reset_after: Float[Array, "T *batch 1"] | None
 
 
 def with_masks(
@@ -35,15 +35,38 @@ def with_masks(
 ) -> MaskedInputs:
     """Join inputs and flags.
 
-    A step with `keep` 0 leaves the state as it is, and its inputs are zeroed, so that whatever the
-    padding holds, NaN too, has no effect on values or gradients. A reset before a step is the same
-    as a `restart` after the step that is run before it, so that the product sees the new state.
+    A step with `mask` 0 leaves the state as it is. A reset before a step is the same as one after
+    the step that runs before it, so that the recurrent product sees the new state.
     """
-    keep = None if mask is None else mask[..., None]
-    restart = None if resets is None else _moved(resets, reverse=reverse)[..., None]
-    if keep is not None:
-        inputs = jnp.where(keep, inputs, 0)
-    return jax.tree.map(lambda leaf: leaf.astype(inputs.dtype), MaskedInputs(inputs, keep, restart))
+    if mask is not None:
+        inputs = _filled(inputs, mask)
+    reset_after = None if resets is None else _moved(resets, reverse=reverse)
+    flags = [
+        None if flag is None else flag[..., None].astype(inputs.dtype)
+        for flag in (mask, reset_after)
+    ]
+    return MaskedInputs(inputs, *flags)
+
+
+def _filled(
+    inputs: Float[Array, "T *batch I"], mask: Bool[Array, "T *batch"]
+) -> Float[Array, "T *batch I"]:
+    """Return the inputs with real ones in the place of padding.
+
+    What a step makes of padding is thrown away, and its gradient is multiplied by zero: so it must
+    be finite wherever it is for real steps. Neither the padding itself nor zeros can promise that,
+    as the gradient of a norm shows.
+    """
+    if mask.size == 0:
+        return inputs
+    real = mask[..., None]
+    first = jnp.argmax(real, axis=0, keepdims=True)
+    own = jnp.take_along_axis(inputs, first, axis=0)
+    # A sequence without a real step takes another one's, and ones if there is none at all.
+    others = inputs.reshape(-1, inputs.shape[-1])[jnp.argmax(mask.reshape(-1))]
+    others = jnp.where(mask.any(), others, jnp.ones_like(others))
+    fill = jnp.where(real.any(0, keepdims=True), own, others.reshape(*[1] * mask.ndim, -1))
+    return jnp.where(real, inputs, lax.stop_gradient(fill))
 
 
 def real_steps(
@@ -55,9 +78,11 @@ def real_steps(
     real = jnp.ones(shape, bool) if mask is None else jnp.asarray(mask)
     if lengths is None:
         return real
-    # Clipped in their own dtype, which is unsigned or short maybe, and counts otherwise.
-    lengths = jnp.minimum(lengths, min(shape[0], int(jnp.iinfo(lengths.dtype).max)))
-    return real & (jnp.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)) < lengths)
+    # Clipped in their own dtype, which may be unsigned or short: then 32 bits hold them.
+    if isinstance(shape[0], int):
+        lengths = jnp.minimum(lengths, min(shape[0], int(jnp.iinfo(lengths.dtype).max)))
+    steps = jnp.arange(shape[0], dtype=jnp.int32).reshape(-1, *[1] * (len(shape) - 1))
+    return real & (steps < jnp.expand_dims(lengths, 0).astype(jnp.int32))
 
 
 def first_resets(resets: Bool[Array, "T *batch"], *, reverse: bool) -> Bool[Array, "*batch"]:
@@ -70,15 +95,14 @@ def first_resets(resets: Bool[Array, "T *batch"], *, reverse: bool) -> Bool[Arra
 def select(where: Bool[Array, "*batch"], yes: PyTree, no: PyTree) -> PyTree:
     """Choose between two states, or two outputs, for each sequence."""
 
-    def of_leaf(yes, no):
+    def choose(yes: Array, no: Array) -> Array:
         return jnp.where(where.reshape(*where.shape, *[1] * (yes.ndim - where.ndim)), yes, no)
 
-    return jax.tree.map(of_leaf, yes, no)
+    return jax.tree.map(choose, yes, no)
 
 
-@functools.lru_cache(maxsize=1024)
 def masked(cell: Cell, *, keep_states: bool) -> Cell:
-    """Wrap a cell so that it heeds flags; its output is a pair, output and state or None.
+    """Wrap a cell so that it takes `MaskedInputs`; its output is a pair, output and state or None.
 
     Args:
         cell: the cell.
@@ -86,28 +110,39 @@ def masked(cell: Cell, *, keep_states: bool) -> Cell:
             wrapped cell's own state may be the one that it restarts from.
 
     Returns:
-        A cell for engines, gated if the given one is.
+        A cell for engines.
     """
+    return cell.derived(_masked, keep_states)
 
+
+def _masked(cell: Cell, keep_states: bool) -> Cell:
     def split(inputs: MaskedInputs) -> tuple[Any, MaskedInputs]:
         return inputs.inputs, inputs._replace(inputs=None)
+
+    # Padding runs on from a blank state: the one that it keeps may hold NaN, whose gradient would
+    # be NaN though it is multiplied by zero.
+    def begin(state: Any, flags: MaskedInputs) -> Any:
+        if flags.mask is None:
+            return state
+        mask = flags.mask[..., 0] > 0
+        return select(mask, state, cell.blank_state(mask.shape, flags.mask.dtype))
 
     def finish(
         params: Any, state: Any, flags: MaskedInputs, new_state: Any, output: Any
     ) -> tuple[Any, Any]:
-        if flags.keep is not None:
-            keep = flags.keep[..., 0] > 0
-            new_state = select(keep, new_state, state)
-            output = select(keep, output, jax.tree.map(jnp.zeros_like, output))
+        if flags.mask is not None:
+            mask = flags.mask[..., 0] > 0
+            new_state = select(mask, new_state, state)
+            output = select(mask, output, jax.tree.map(jnp.zeros_like, output))
         carried = new_state
-        if flags.restart is not None:
-            restart = flags.restart[..., 0] > 0
-            dtype = flags.restart.dtype
-            initial = cell.initial_state(restart.shape, dtype=dtype, params=params)
-            carried = select(restart, initial, new_state)
+        if flags.reset_after is not None:
+            reset = flags.reset_after[..., 0] > 0
+            dtype = flags.reset_after.dtype
+            initial = cell.initial_state(reset.shape, dtype=dtype, params=params)
+            carried = select(reset, initial, new_state)
         return carried, (output, new_state if keep_states else None)
 
-    return cell.replace(step=wrap_step(cell, split, finish))
+    return cell.replace(step=wrap_step(cell, split, finish, begin), readout=None)
 
 
 def _moved(resets: Bool[Array, "T *batch"], *, reverse: bool) -> Bool[Array, "T *batch"]:

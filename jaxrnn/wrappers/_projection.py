@@ -1,7 +1,6 @@
 """Recurrent projection: fewer numbers go back than there are units."""
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +10,9 @@ from jaxtyping import Array, Float, PyTree
 from jaxrnn import _check, initializers
 from jaxrnn._cell import Cell, checked_cell, hidden_part, with_hidden
 from jaxrnn._jaxpr import leaves_read
+from jaxrnn._memoize import memoized
 from jaxrnn.initializers import Initializer
-from jaxrnn.wrappers._wrap import checked_split_step, inner_step, with_state
+from jaxrnn.wrappers._wrap import checked_readout, checked_split_step, inner_step
 
 
 class ProjectionParams(NamedTuple):
@@ -42,13 +42,12 @@ def projection(
         projection_init: initialiser of `projection`, `(H, P)`.
 
     Returns:
-        A split-step cell whose params are a `ProjectionParams`, and whose output and hidden state are
-        `(*batch, P)`; equal settings give the same object. The recurrent kernel is at first the
-        first P rows of what the cell's own initialiser draws.
+        A cell whose params are a `ProjectionParams`, its step split, and whose output and hidden
+        state are `(*batch, P)`. The recurrent kernel is at first the first P rows of what the
+        cell's own initialiser draws.
 
     Raises:
-        TypeError: if a setting is of the wrong kind.
-        ValueError: if `size` is not from 1 to H, or the cell is none that can be projected.
+        ValueError: if the cell can't be projected.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -73,7 +72,7 @@ def projection(
 
 def _projectable_units(cell: Cell) -> int:
     """Return H of a cell of which only the recurrent product sees the hidden state."""
-    split_step = checked_split_step("cell", cell, "projection")
+    inner = checked_split_step(cell, "projection")
     if cell.learned_state is not None:
         raise ValueError(
             f"cell: got {cell.name}, which learns its initial state, expected one that doesn't; wrap "
@@ -85,10 +84,11 @@ def _projectable_units(cell: Cell) -> int:
             f"cell: got {cell.name} with params {_check.describe(params)}, expected some with a "
             "recurrent_kernel, such as those of jaxrnn.lstm"
         )
-    projected = jax.eval_shape(split_step.project, params, jax.ShapeDtypeStruct((1,), jnp.float32))
-    recurrent = jax.eval_shape(split_step.product, params, state, projected)
-    _, of_state, *_ = leaves_read(split_step.activate, params, state, projected, recurrent)
-    if split_step.expose is not None or hidden_part(cell, of_state):
+    projected = jax.eval_shape(inner.project, params, jax.ShapeDtypeStruct((1,), jnp.float32))
+    recurrent = jax.eval_shape(inner.product, params, state, projected)
+    gates = jax.eval_shape(inner.combine, projected, recurrent)
+    _, reads_state, _ = leaves_read(inner.activate, params, state, gates)
+    if inner.mask_state is not None or hidden_part(cell, reads_state):
         raise ValueError(
             f"cell: got {cell.name}, which uses its old hidden state elsewhere than in the "
             "recurrent product, expected one such as jaxrnn.lstm; wrap what is projected, not "
@@ -97,9 +97,10 @@ def _projectable_units(cell: Cell) -> int:
     return hidden_part(cell, state).shape[-1]
 
 
-@functools.cache
+@memoized()
 def _projection(cell: Cell, size: int, projection_init: Initializer) -> Cell:
-    split_step = checked_split_step("cell", cell, "projection")
+    readout = checked_readout(cell, "projection")
+    inner = checked_split_step(cell, "projection")
 
     def init(key: jax.Array, input_size: int, dtype: Any) -> ProjectionParams:
         of_cell, of_projection = jax.random.split(key)
@@ -115,10 +116,12 @@ def _projection(cell: Cell, size: int, projection_init: Initializer) -> Cell:
         return with_hidden(state, hidden_part(cell, state)[..., :size])
 
     def activate(params: Any, *others: Any) -> tuple[Any, Any]:
-        new_state, output = split_step.activate(params.cell, *others)
-        projected = hidden_part(cell, new_state) @ params.projection
-        return with_state(with_hidden(new_state, projected), new_state, output)
+        new_state, _ = inner.activate(params.cell, *others)
+        projected = with_hidden(new_state, hidden_part(cell, new_state) @ params.projection)
+        return projected, readout(projected)
 
     step = dataclasses.replace(inner_step(cell), activate=activate)
     name = f"projection({cell.name})"
-    return cell.replace(init=init, initial_state=initial_state, step=step, name=name)
+    return cell.replace(
+        init=init, initial_state=initial_state, step=step, readout=readout, name=name
+    )

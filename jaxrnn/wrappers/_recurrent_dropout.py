@@ -1,7 +1,6 @@
 """Recurrent dropout: the recurrent product misses some units, the same ones at every step."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell, hidden_part, with_hidden
+from jaxrnn._memoize import memoized
 from jaxrnn.wrappers._wrap import (
     Extended,
     checked_split_step,
@@ -39,11 +39,10 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
         rate: the probability that a unit isn't seen, from 0 up to but not 1.
 
     Returns:
-        A split-step cell with the same params and state; equal settings give the same object.
+        A cell with the same params and state, its step split.
 
     Raises:
-        TypeError: if `cell` is not a cell, or `rate` not a number.
-        ValueError: if `rate` is not in [0, 1), or the cell isn't gated or has no hidden state.
+        ValueError: if the cell's step is not split, or its state has no hidden part.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -58,14 +57,14 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
         networks", 2016, section 4.1 (tied weights).
         Semeniuta, Severyn and Barth, "Recurrent dropout without memory loss", 2016, equation 8.
     """
-    checked_split_step("cell", checked_cell("cell", cell), "recurrent_dropout")
+    checked_split_step(checked_cell("cell", cell), "recurrent_dropout")
     hidden_part(cell, cell.state_spec())
     return _recurrent_dropout(cell, _check.rate("rate", rate))
 
 
-@functools.cache
+@memoized()
 def _recurrent_dropout(cell: Cell, rate: float) -> Cell:
-    split_step = checked_split_step("cell", cell, "recurrent_dropout")
+    inner = checked_split_step(cell, "recurrent_dropout")
 
     def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> Float[Array, "T *batch H"]:
         steps, *batch = shape
@@ -76,15 +75,15 @@ def _recurrent_dropout(cell: Cell, rate: float) -> Cell:
     def finish(params: Any, state: Any, mask: Any, new_state: Any, output: Any) -> tuple[Any, Any]:
         return new_state, output
 
-    def expose(state: Any, projected: Extended) -> Any:
-        mask = projected.beside
+    def mask_state(state: Any, projected: Extended) -> Any:
+        mask = projected.extra
         if mask is not None:
             state = with_hidden(state, mask * hidden_part(cell, state))
-        return split_step.exposed(state, projected.inner)
+        return inner.masked_state(state, projected.inner)
 
     step: Any = wrap_step(cell, split_noise, finish)
     return cell.replace(
-        step=dataclasses.replace(step, expose=expose),
+        step=dataclasses.replace(step, mask_state=mask_state),
         draw_noise=combined_noise(cell, draw),
         name=f"recurrent_dropout({cell.name})",
     )

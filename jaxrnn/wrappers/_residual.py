@@ -1,10 +1,10 @@
 """Residual: a cell's output is added to its input, step by step."""
 
-import functools
 from typing import Any
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, NoisyInputs, checked_cell
+from jaxrnn._memoize import memoized
 from jaxrnn.wrappers._wrap import wrap_step
 
 
@@ -37,7 +37,7 @@ def residual(cell: Cell) -> Cell:
     return _residual(checked_cell("cell", cell))
 
 
-@functools.cache
+@memoized()
 def _residual(cell: Cell) -> Cell:
 
     def split(inputs: Any) -> tuple[Any, Any]:
@@ -53,4 +53,6 @@ def _residual(cell: Cell) -> Cell:
             )
         return new_state, inputs + output
 
-    return cell.replace(step=wrap_step(cell, split, finish), name=f"residual({cell.name})")
+    # The output depends on the input, too: it is no function of the state.
+    step = wrap_step(cell, split, finish)
+    return cell.replace(step=step, readout=None, name=f"residual({cell.name})")

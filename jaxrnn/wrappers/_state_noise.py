@@ -1,6 +1,5 @@
 """State noise: a little is added to the state at each step."""
 
-import functools
 from typing import Any
 
 import jax
@@ -8,7 +7,14 @@ from jaxtyping import Array, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
-from jaxrnn.wrappers._wrap import combined_noise, per_state_leaf, split_noise, with_state, wrap_step
+from jaxrnn._memoize import memoized
+from jaxrnn.wrappers._wrap import (
+    checked_readout,
+    combined_noise,
+    per_state_leaf,
+    split_noise,
+    wrap_step,
+)
 
 
 def state_noise(cell: Cell, scale: float | PyTree) -> Cell:
@@ -26,13 +32,10 @@ def state_noise(cell: Cell, scale: float | PyTree) -> Cell:
             their scale is 0.
 
     Returns:
-        A cell with the same params and state, gated if `cell` is; equal settings give the same
-        object. Its output is what became of the state, where the cell's is a part of that: the very
-        array, not a copy by a `jax.jit` or `jax.checkpoint` within the step.
+        A cell with the same params and state; its output is read from the new state.
 
     Raises:
-        TypeError: if `cell` is not a cell, or `scale` neither a number nor like the state.
-        ValueError: if a scale is negative or not finite, or not 0 for a part of integers.
+        ValueError: if the cell doesn't say what its output is of its state, `Cell(readout=...)`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -47,7 +50,7 @@ def state_noise(cell: Cell, scale: float | PyTree) -> Cell:
         generalization", IEEE Transactions on Neural Networks 7, 1996 (additive noise at each step).
         Lim, Erichson, Hodgkinson and Mahoney, "Noisy recurrent neural networks", 2021, equation 5.
     """
-    checked_cell("cell", cell)
+    checked_readout(checked_cell("cell", cell), "state_noise")
     return _state_noise(cell, per_state_leaf("scale", scale, cell, _scale))
 
 
@@ -55,8 +58,10 @@ def _scale(name: str, value: Any) -> float:
     return _check.number(name, value, low=0.0)
 
 
-@functools.cache
+@memoized()
 def _state_noise(cell: Cell, scales: tuple[float, ...]) -> Cell:
+    readout = checked_readout(cell, "state_noise")
+
     def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> list[Array | None]:
         spec = jax.tree.leaves(cell.state_spec())
         keys = jax.random.split(key, len(scales))
@@ -73,10 +78,12 @@ def _state_noise(cell: Cell, scales: tuple[float, ...]) -> Cell:
             leaf if added is None else (leaf + added).astype(leaf.dtype)
             for leaf, added in zip(leaves, noise, strict=True)
         ]
-        return with_state(treedef.unflatten(parts), new_state, output)
+        noisy = treedef.unflatten(parts)
+        return noisy, readout(noisy)
 
     return cell.replace(
         step=wrap_step(cell, split_noise, finish),
+        readout=readout,
         draw_noise=combined_noise(cell, draw),
         name=f"state_noise({cell.name})",
     )

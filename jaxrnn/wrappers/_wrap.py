@@ -1,12 +1,6 @@
-"""What wrappers from cell to cell share.
+"""What wrappers from cell to cell share."""
 
-A wrapper that changes a cell's new state must change its output too where that is a part of the
-state. The rule: an output array that is the same object as an array of the new state is that part
-of the state, and the changed part takes its place (`with_state`). So a cell should return the very
-array, as in `return State(hidden), hidden`, and not make it twice. `jax.jit` and `jax.checkpoint`
-return copies, so within a step none may go around both.
-"""
-
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,68 +13,84 @@ from jaxrnn._cell import Cell, NoisyInputs, SplitStep
 
 
 class Extended(NamedTuple):
-    """What a wrapper's `project` returns: the inner cell's, and what passes it by."""
+    """What a wrapper's `project` returns: the inner cell's projection, and what it adds to it.
+
+    The wrapper's `combine` returns the same of the inner cell's gates.
+    """
 
     inner: Any
-    beside: Any
+    extra: Any
 
 
 def wrap_step(
     cell: Cell,
     split: Callable[[Any], tuple[Any, Any]],
     finish: Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]],
+    begin: Callable[[Any, Any], Any] | None = None,
 ) -> Callable[..., tuple[Any, Any]]:
-    """Return a step that goes on from where the cell's own ends, gated if that is.
+    """Return a step that does something before and after the cell's own, split if that is.
 
     Args:
         cell: the inner cell.
-        split: `inputs -> (inner_inputs, beside)`: what the inner cell takes and what passes it.
-        finish: `(params, state, beside, new_state, output) -> (state, output)`, pointwise, where
+        split: `inputs -> (inner_inputs, extra)`: what the inner cell takes and what it doesn't.
+        finish: `(params, state, extra, new_state, output) -> (state, output)`, pointwise, where
             `state` is that before the step.
+        begin: `(state, extra) -> state`, pointwise: the state that the inner cell's step gets. None
+            for the state as it is.
 
     Returns:
         The wrapper's step.
     """
-    split_step = cell.split_step
-    if split_step is None:
+    inner = cell.split_step
+    masked = begin is not None or (inner is not None and inner.mask_state is not None)
+    begin = begin or (lambda state, extra: state)
 
-        def step(params: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
-            inner, beside = split(inputs)
-            return finish(params, state, beside, *cell.advance(params, state, inner))
+    if inner is None:
+
+        def step(params: Any, state: Any, inputs: Any, *context: Any) -> tuple[Any, Any]:
+            inner_inputs, extra = split(inputs)
+            new = cell.advance(params, begin(state, extra), inner_inputs, *context)
+            return finish(params, state, extra, *new)
 
         return step
 
-    # What the inner cell doesn't take goes with its projections, past all that needs the state.
-    def project(params: Any, inputs: Any) -> Extended:
-        inner, beside = split(inputs)
-        return Extended(split_step.project(params, inner), beside)
+    # What the inner cell doesn't take goes with its projection, past all that needs the state.
+    def project(params: Any, inputs: Any, *context: Any) -> Extended:
+        inner_inputs, extra = split(inputs)
+        return Extended(inner.project(params, inner_inputs, *context), extra)
 
-    def activate(params: Any, state: Any, projected: Extended, recurrent: Any) -> tuple[Any, Any]:
-        new = split_step.activate(params, state, projected.inner, recurrent)
-        return finish(params, state, projected.beside, *new)
+    def combine(projected: Extended, recurrent: Any) -> Extended:
+        return projected._replace(inner=inner.combine(projected.inner, recurrent))
 
-    def expose(state: Any, projected: Extended) -> Any:
-        return split_step.exposed(state, projected.inner)
+    def activate(params: Any, state: Any, gates: Extended, *context: Any) -> tuple[Any, Any]:
+        new = inner.activate(params, begin(state, gates.extra), gates.inner, *context)
+        return finish(params, state, gates.extra, *new)
 
-    return SplitStep(
-        project, split_step.recur, activate, None if split_step.expose is None else expose
+    def mask_state(state: Any, projected: Extended) -> Any:
+        return inner.masked_state(begin(state, projected.extra), projected.inner)
+
+    return SplitStep(project, inner.recur, activate, combine, mask_state if masked else None)
+
+
+def checked_readout(cell: Cell, wrapper: str) -> Callable[[Any], Any]:
+    """Return the output of a cell as a function of its state, for a wrapper that changes states."""
+    if cell.readout is not None:
+        return cell.readout
+    if cell.output_is_state():
+        return lambda state: state
+    raise ValueError(
+        f"cell: got {cell.name} for {wrapper}, which changes the state: expected one that says what "
+        "its output is of the state, Cell(..., readout=lambda state: ...)"
     )
 
 
-def with_state(changed: PyTree, new_state: PyTree, output: PyTree) -> tuple[PyTree, PyTree]:
-    """Return `changed` in the place of `new_state`, and in the output too where it is a part."""
-    pairs = zip(jax.tree.leaves(new_state), jax.tree.leaves(changed), strict=True)
-    places = {id(old): new for old, new in pairs}
-    return changed, jax.tree.map(lambda leaf: places.get(id(leaf), leaf), output)
-
-
-def innermost(projected: Any) -> PyTree:
-    """Return what the innermost cell projects, without anything beside it."""
-    return innermost(projected.inner) if isinstance(projected, Extended) else projected
+def own_projection(projected: Any) -> PyTree:
+    """Return what the innermost cell projects, without what wrappers add."""
+    return own_projection(projected.inner) if isinstance(projected, Extended) else projected
 
 
 def map_own_projection(function: Callable[[PyTree], PyTree], projected: Any) -> Any:
-    """Apply a function to what the innermost cell projects, and to nothing beside it."""
+    """Apply a function to what the innermost cell projects, and to nothing that wrappers add."""
     if isinstance(projected, Extended):
         return projected._replace(inner=map_own_projection(function, projected.inner))
     return function(projected)
@@ -96,14 +106,14 @@ def inner_learned_state(cell: Cell) -> Callable[..., PyTree] | None:
 
 def inner_step(cell: Cell) -> Any:
     """Return the cell's own step for params that have the cell's as a field `cell`."""
-    split_step = cell.split_step
-    if split_step is None:
-        return lambda params, state, inputs: cell.advance(params.cell, state, inputs)
-    return SplitStep(
-        project=lambda params, inputs: split_step.project(params.cell, inputs),
-        recur=lambda params, state: split_step.recur(params.cell, state),
-        activate=lambda params, *others: split_step.activate(params.cell, *others),
-        expose=split_step.expose,
+    inner = cell.split_step
+    if inner is None:
+        return lambda params, *arguments: cell.advance(params.cell, *arguments)
+    return dataclasses.replace(
+        inner,
+        project=lambda params, *arguments: inner.project(params.cell, *arguments),
+        recur=lambda params, state: inner.recur(params.cell, state),
+        activate=lambda params, *arguments: inner.activate(params.cell, *arguments),
     )
 
 
@@ -115,8 +125,8 @@ def combined_noise(
     def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> tuple[PyTree, PyTree]:
         if cell.draw_noise is None:
             return own(key, shape, dtype), None
-        of_wrapper, of_cell = jax.random.split(key)
-        return own(of_wrapper, shape, dtype), cell.draw_noise(of_cell, shape, dtype)
+        own_key, cell_key = jax.random.split(key)
+        return own(own_key, shape, dtype), cell.draw_noise(cell_key, shape, dtype)
 
     return draw
 
@@ -162,11 +172,11 @@ def per_state_leaf(
     return tuple(numbers)
 
 
-def checked_split_step(name: str, value: Any, wrapper: str) -> SplitStep:
-    """Return the structure of `value`, a split-step cell, which `wrapper` needs."""
-    if value.split_step is None:
+def checked_split_step(cell: Cell, wrapper: str) -> SplitStep:
+    """Return the parts of a cell's step, which `wrapper` needs."""
+    if cell.split_step is None:
         raise ValueError(
-            f"{name}: got {value.name}, whose step shows no structure, expected a jaxrnn.SplitStep one "
-            f"for {wrapper}"
+            f"cell: got {cell.name}, whose step is not split, expected one made of a "
+            f"jaxrnn.SplitStep for {wrapper}"
         )
-    return value.split_step
+    return cell.split_step

@@ -1,6 +1,5 @@
 """Zoneout: some units keep their old state."""
 
-import functools
 from typing import Any
 
 import jax
@@ -9,7 +8,14 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
-from jaxrnn.wrappers._wrap import combined_noise, per_state_leaf, split_noise, with_state, wrap_step
+from jaxrnn._memoize import memoized
+from jaxrnn.wrappers._wrap import (
+    checked_readout,
+    combined_noise,
+    per_state_leaf,
+    split_noise,
+    wrap_step,
+)
 
 
 def zoneout(cell: Cell, rate: float | PyTree) -> Cell:
@@ -29,13 +35,10 @@ def zoneout(cell: Cell, rate: float | PyTree) -> Cell:
             Integers, such as a counter, always take their new value; their rate is 0.
 
     Returns:
-        A cell with the same params and state, gated if `cell` is; equal settings give the same
-        object. Its output is what became of the state, where the cell's is a part of that: the very
-        array, not a copy by a `jax.jit` or `jax.checkpoint` within the step.
+        A cell with the same params and state; its output is read from the new state.
 
     Raises:
-        TypeError: if `cell` is not a cell, or `rate` neither a number nor like the state.
-        ValueError: if a rate is not in [0, 1), or not 0 for a part of integers.
+        ValueError: if the cell doesn't say what its output is of its state, `Cell(readout=...)`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -50,12 +53,14 @@ def zoneout(cell: Cell, rate: float | PyTree) -> Cell:
         Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden activations",
         2017, section 3.2.
     """
-    checked_cell("cell", cell)
+    checked_readout(checked_cell("cell", cell), "zoneout")
     return _zoneout(cell, per_state_leaf("rate", rate, cell, _check.rate))
 
 
-@functools.cache
+@memoized()
 def _zoneout(cell: Cell, rates: tuple[float, ...]) -> Cell:
+    readout = checked_readout(cell, "zoneout")
+
     def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> list[Array | None]:
         spec = jax.tree.leaves(cell.state_spec())
         keys = jax.random.split(key, len(rates))
@@ -75,10 +80,12 @@ def _zoneout(cell: Cell, rates: tuple[float, ...]) -> Cell:
         keeps = [None] * len(rates) if keeps is None else keeps
         new, treedef = jax.tree.flatten(new_state)
         parts = map(mixed, rates, keeps, jax.tree.leaves(state), new)
-        return with_state(treedef.unflatten(parts), new_state, output)
+        zoned_out = treedef.unflatten(parts)
+        return zoned_out, readout(zoned_out)
 
     return cell.replace(
         step=wrap_step(cell, split_noise, finish),
+        readout=readout,
         draw_noise=combined_noise(cell, draw),
         name=f"zoneout({cell.name})",
     )
