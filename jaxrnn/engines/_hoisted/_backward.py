@@ -9,8 +9,12 @@ from jaxtyping import Array, PyTree
 
 from jaxrnn._jaxpr import results_depend
 from jaxrnn.engines._chunks import scan_without_duplicates
+from jaxrnn.engines._engine import is_static
 from jaxrnn.engines._hoisted._info import StepInfo
 from jaxrnn.engines._hoisted._leaves import add, add_at, pick, put_at
+
+# Arrays of up to this many entries take a CPU less time to compute than to start their kernels.
+_SMALL = 1000
 
 
 class Steps(NamedTuple):
@@ -66,6 +70,7 @@ def backward_loop(
     Returns:
         The cotangents.
     """
+    pack, unpack = _packing(info.gates)
     residuals, fixed, pullback = _linearised(info, params, steps)
     through_combine = jax.linear_transpose(info.step.combine, info.projected, info.recurrent)
 
@@ -77,15 +82,32 @@ def backward_loop(
         _, d_recurrent = through_combine(d_gates)
         d_previous, d_masking = _through_product(info, product, step, d_recurrent)
         carry = add(d_state, d_previous), add(d_used, pick(info.used, d_params))
-        return carry, (d_gates, d_masking)
+        return carry, (pack(d_gates), d_masking)
 
     zeros = jax.tree.map(jnp.zeros_like, pick(info.used, params))
     (d_state, d_used), (d_gates, d_masking) = scan_without_duplicates(
         body, (d_state, zeros), (residuals, steps), reverse=reverse, unroll=unroll
     )
-    d_projected, d_recurrent = jax.vmap(through_combine)(d_gates)
+    d_projected, d_recurrent = jax.vmap(lambda packed: through_combine(unpack(packed)))(d_gates)
     d_projected = add_at(info.masking, d_projected, d_masking)
     return Cotangents(d_state, d_used, d_projected, d_recurrent)
+
+
+def _packing(gates: PyTree) -> tuple[Callable[[PyTree], Any], Callable[[Any], PyTree]]:
+    """Return how to put small gates into one array, and how to undo it.
+
+    A step of small arrays takes as long as it takes to start its kernels, and each array to store
+    is one more: the gradient of an LSTM of 16 units on a single sequence is 1.6 times as fast so,
+    that of a GRU 2 times, and neither gains from 32 sequences of 64 units on.
+    """
+    leaves, structure = jax.tree.flatten(gates)
+    alike = len(leaves) > 1 and len({(leaf.shape, leaf.dtype) for leaf in leaves}) == 1
+    if not (alike and leaves[0].shape and is_static(*leaves[0].shape) and leaves[0].size <= _SMALL):
+        return lambda gates: gates, lambda packed: packed
+    return (
+        lambda gates: jnp.concatenate(jax.tree.leaves(gates), axis=-1),
+        lambda packed: structure.unflatten(jnp.split(packed, len(leaves), axis=-1)),
+    )
 
 
 def _linearised(
