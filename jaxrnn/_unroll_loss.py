@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from jaxrnn import _check
 from jaxrnn._cell import Cell, bind_context, checked_cell
 from jaxrnn._dtypes import pvary_like
-from jaxrnn._unroll import checked_flags, run
+from jaxrnn._unroll import checked_flags, runner
 from jaxrnn.engines import Engine, checked_engine, choose_engine
 from jaxrnn.engines._chunks import scan_checkpointed, sqrt_chunk
 from jaxrnn.engines._engine import checked_chunk
@@ -108,7 +108,7 @@ def unroll_loss(
     def run_chunk(carry, of_steps):
         state, total = carry
         *of_cell, targets = of_steps
-        state, outputs, _ = run(
+        state, outputs, _ = runner(cell)(
             params,
             state,
             *of_cell,
