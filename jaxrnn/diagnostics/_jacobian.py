@@ -17,6 +17,7 @@ from jaxrnn.diagnostics._tangents import (
     fixed_basis,
     flat_step,
     flatten,
+    forward_mode,
     push,
     size_of,
 )
@@ -106,7 +107,8 @@ def jacobian_spectrum(
     few = 3 * _block(expected) < available
     run = functools.partial(_few_values, expected=expected) if few else _all_values
     different = sorted(set(checked))
-    values = run(params, state, inputs[: different[-1]], cell=cell, lags=tuple(different))
+    with forward_mode(cell):
+        values = run(params, state, inputs[: different[-1]], cell=cell, lags=tuple(different))
     return values[np.searchsorted(different, checked)][..., :expected]
 
 

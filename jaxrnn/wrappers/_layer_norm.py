@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxrnn._affine import align
 from jaxrnn._cell import Cell, checked_cell
 from jaxrnn._dtypes import at_least_float32
+from jaxrnn._gates import check_one_gate_each
 from jaxrnn._memoize import memoized
 from jaxrnn.wrappers._wrap import (
     checked_split_step,
@@ -77,7 +78,18 @@ def layer_norm(cell: Cell) -> Cell:
             f"cell: got {cell.name}, which reads a context, expected one that reads none; wrap "
             "the normalised cell by what adds the context"
         )
+    _check_gates(cell)
     return _layer_norm(cell)
+
+
+def _check_gates(cell: Cell) -> None:
+    """Raise unless each of the arrays to normalise is one gate."""
+    inner = checked_split_step(cell, "layer_norm")
+    state, inputs = cell.state_spec(), jax.ShapeDtypeStruct((1,), jnp.float32)
+    projected = jax.eval_shape(inner.project, cell.params_spec(1), inputs)
+    recurrent = jax.eval_shape(inner.product, cell.params_spec(1), state, projected)
+    check_one_gate_each(cell, "project", own_projection(projected), state, batch_axes=0)
+    check_one_gate_each(cell, "recur", recurrent, state, batch_axes=0)
 
 
 @memoized()
