@@ -199,6 +199,9 @@ class Cell(Rebuildable, Generic[Params, State]):
     def __repr__(self) -> str:
         return f"Cell({self.name})"
 
+    def __str__(self) -> str:
+        return f"{self.name}: state {state_layout(self)}"
+
     def __reduce__(self) -> Any:
         if hasattr(self, "_made_by"):
             return super().__reduce__()
@@ -566,6 +569,14 @@ def checked_cell(name: str, value: Any) -> Cell:
     if not isinstance(value, Cell):
         raise TypeError(f"{name}: got {_check.describe(value)}, expected a jaxrnn.Cell")
     return value
+
+
+def state_layout(cell: Cell) -> str:
+    """Return the shapes of a single sequence's state, such as `hidden[64], cell[64]`."""
+    leaves = jax.tree_util.tree_leaves_with_path(cell.state_spec())
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    shapes = [list(leaf.shape) for _, leaf in leaves]
+    return ", ".join(f"{name}{shape}" for name, shape in zip(names, shapes, strict=True)) or "()"
 
 
 def with_noise(inputs: Any, noise: PyTree) -> Any:

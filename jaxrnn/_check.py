@@ -74,6 +74,11 @@ def function(name: str, value: Any) -> Callable[..., Any]:
     return value
 
 
+def optional_function(name: str, value: Any) -> Callable[..., Any] | None:
+    """Return `value`, a hashable callable, or None."""
+    return None if value is None else function(name, value)
+
+
 def key(name: str, value: Any) -> jax.Array:
     """Return `value`, one random key of `jax.random.key` or `jax.random.PRNGKey`."""
     typed = has_kind(value, jax.dtypes.prng_key)
@@ -103,6 +108,11 @@ def float_dtype(name: str, value: Any) -> np.dtype:
             "jax.config.update('jax_enable_x64', True) before anything else"
         )
     return dtype
+
+
+def optional_float_dtype(name: str, value: Any) -> np.dtype | None:
+    """Return `value` as a floating dtype that JAX will really keep, or None."""
+    return None if value is None else float_dtype(name, value)
 
 
 def array(name: str, value: Any, *, min_ndim: int, axes: str) -> jax.Array:

@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from jaxrnn import _check
 from jaxrnn._cell import Cell, bind_context, checked_cell, with_noise
 from jaxrnn._jaxpr import holds_tracers
-from jaxrnn.engines import Engine, checked_engine, choose_engine
+from jaxrnn.engines import Engine, choose_engine
+from jaxrnn.engines._engine import checked_engine
 from jaxrnn.wrappers._masked import first_resets, masked, real_steps, select, with_masks
 from jaxrnn.wrappers._mixed_precision import mixed_precision
 
@@ -87,9 +88,8 @@ def unroll(
         ((100, 16, 128), (16, 128))
     """
     checked_cell("cell", cell)
-    checked_engine(engine)
-    if compute_dtype is not None:
-        compute_dtype = _check.float_dtype("compute_dtype", compute_dtype)
+    checked_engine("engine", engine)
+    compute_dtype = _check.optional_float_dtype("compute_dtype", compute_dtype)
     reverse = _check.flag("reverse", reverse)
     return_states = _check.flag("return_states", return_states)
     axes = "(T, *batch, features)"

@@ -11,9 +11,9 @@ from jaxrnn import _check
 from jaxrnn._cell import Cell, bind_context, checked_cell
 from jaxrnn._dtypes import pvary_like
 from jaxrnn._unroll import checked_flags, run
-from jaxrnn.engines import Engine, checked_engine, choose_engine
+from jaxrnn.engines import Engine, choose_engine
 from jaxrnn.engines._chunks import scan_checkpointed, sqrt_chunk
-from jaxrnn.engines._engine import checked_chunk
+from jaxrnn.engines._engine import checked_chunk, checked_engine
 from jaxrnn.wrappers._mixed_precision import mixed_precision
 
 
@@ -88,7 +88,7 @@ def unroll_loss(
     """
     _check.function("loss", loss)
     checked_cell("cell", cell)
-    checked_engine(engine)
+    checked_engine("engine", engine)
     if compute_dtype is not None:
         compute_dtype = _check.float_dtype("compute_dtype", compute_dtype)
     _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")

@@ -51,7 +51,7 @@ class checkpointed(Engine):  # noqa: N801, it is used like a function
 
     def __post_init__(self) -> None:
         _check.optional_size("chunk", self.chunk)
-        checked_engine(self.engine)
+        checked_engine("engine", self.engine)
 
     def __call__(
         self, cell: Cell, params: Any, state: Any, inputs: Any, *, reverse: bool, keep_states: bool

@@ -42,13 +42,13 @@ def size_in_bytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def checked_engine(engine: Any) -> Engine | None:
-    """Return `engine`, an engine, or None for whichever is chosen."""
-    if engine is not None and not isinstance(engine, Engine):
+def checked_engine(name: str, value: Any) -> Engine | None:
+    """Return `value`, an engine, or None for whichever is chosen."""
+    if value is not None and not isinstance(value, Engine):
         raise TypeError(
-            f"engine: got {_check.describe(engine)}, expected one such as jaxrnn.engines.scan()"
+            f"{name}: got {_check.describe(value)}, expected one such as jaxrnn.engines.scan()"
         )
-    return engine
+    return value
 
 
 def checked_chunk(chunk: int | None, steps: int) -> int | None:

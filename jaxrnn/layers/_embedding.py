@@ -7,12 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxrnn import _check, initializers
+from jaxrnn._layer import Layer
+from jaxrnn._memoize import memoized
 from jaxrnn.initializers import Initializer
-from jaxrnn.layers._layer import Layer, no_state
+from jaxrnn.layers._layer import no_state
 
 _unit_rows: Initializer = jax.nn.initializers.variance_scaling(1.0, "fan_out", "normal")
 
 
+@memoized(num_embeddings=_check.size, features=_check.size, embedding_init=_check.function)
 def embedding(
     num_embeddings: int, features: int, *, embedding_init: Initializer = _unit_rows
 ) -> Layer:
@@ -30,11 +33,8 @@ def embedding(
         A layer from integers `(T, *batch)` to `(T, *batch, features)`; its params are the table.
 
     Raises:
-        TypeError: in the constructor on a setting of the wrong kind; in `apply` on inputs that are
-            not integers, or a table that is not floating.
-        ValueError: in `apply` on a table of another shape, or an index that is not in it. Within
-            `jit` no value can be looked at: there the row of such an index is NaN, rather than a
-            wrong one.
+        ValueError: in `apply` on an index that is not in the table. Within `jit` no value can be
+            looked at: there the row of such an index is NaN, rather than a wrong one.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -44,9 +44,6 @@ def embedding(
         >>> outputs.shape
         (5, 100)
     """
-    num_embeddings = _check.size("num_embeddings", num_embeddings)
-    features = _check.size("features", features)
-    embedding_init = _check.function("embedding_init", embedding_init)
 
     def init(key, input_size: int | None = None, *, dtype: Any = jnp.float32):
         if input_size is not None:
