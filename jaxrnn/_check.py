@@ -4,6 +4,7 @@ A value of the wrong kind or dtype is a `TypeError`, one of the wrong size, shap
 `ValueError`.
 """
 
+import difflib
 import math
 import operator
 from collections.abc import Callable, Hashable, Sequence
@@ -192,7 +193,7 @@ def one_per_layer(name: str, value: Any, count: int) -> None:
 def same_spec(name: str, value: Any, want: Any, because: str) -> None:
     """Compare a pytree of arrays with one of shapes and dtypes; `because` says who wants them."""
     if jax.tree.structure(value) != jax.tree.structure(want):
-        raise TypeError(f"{name}: got {describe(value)}, expected {describe(want)} {because}")
+        raise TypeError(f"{_difference(name, value, want)} {because}")
     leaves = jax.tree_util.tree_leaves_with_path(value)
     for (path, leaf), expected in zip(leaves, jax.tree.leaves(want), strict=True):
         where = f"{name}{jax.tree_util.keystr(path)}"
@@ -208,6 +209,35 @@ def same_spec(name: str, value: Any, want: Any, because: str) -> None:
             raise TypeError(
                 f"{where}: got {describe(leaf)}, expected {describe(expected)} {because}"
             )
+
+
+def _difference(name: str, value: Any, want: Any) -> str:
+    """Say where in two pytrees of different structures the innermost difference is."""
+    if type(value) is type(want):
+        got, expected = _children(value), _children(want)
+        if isinstance(want, dict) and got.keys() != expected.keys():
+            return f"{name}: got {_wrong_keys(got, expected)}, expected the keys {list(want)}"
+        for key in expected:
+            if key in got and jax.tree.structure(got[key]) != jax.tree.structure(expected[key]):
+                return _difference(name + key, got[key], expected[key])
+    return f"{name}: got {describe(value)}, expected {describe(want)}"
+
+
+def _wrong_keys(got: dict[str, Any], expected: dict[str, Any]) -> str:
+    missing = [key for key in expected if key not in got]
+    faults = []
+    for key in got:
+        if key not in expected:
+            similar = difflib.get_close_matches(key, missing, n=1)
+            faults.append(f"{key} for {similar[0]}" if similar else f"an extra {key}")
+            missing = [other for other in missing if other not in similar]
+    return ", ".join(faults + [f"no {key}" for key in missing])
+
+
+def _children(tree: Any) -> dict[str, Any]:
+    """Return what a pytree's root holds, by where it is there."""
+    pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: node is not tree)
+    return {jax.tree_util.keystr(path): child for path, child in pairs if path}
 
 
 def steps(name: str, value: Any, count: int) -> None:
@@ -280,5 +310,8 @@ def describe(value: Any) -> str:
         parts = [describe(part) for part in value[: len(value) if len(value) <= 8 else 3]]
         rest = [f"... {len(value)} in all"] if len(parts) < len(value) else []
         return f"{type(value).__name__}({', '.join(parts + rest)})"
+    if isinstance(value, dict):
+        parts = [f"{key!r}: {describe(part)}" for key, part in value.items()]
+        return f"{type(value).__name__} {{{', '.join(parts)}}}"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"

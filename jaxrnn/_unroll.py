@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from jaxrnn import _check
 from jaxrnn._cell import Cell, bind_context, checked_cell, with_noise
 from jaxrnn._jaxpr import holds_tracers
-from jaxrnn.engines import Engine, choose_engine
+from jaxrnn.engines import Engine
+from jaxrnn.engines._choice import chosen_engine
 from jaxrnn.engines._engine import checked_engine
 from jaxrnn.wrappers._masked import first_resets, masked, real_steps, select, with_masks
 from jaxrnn.wrappers._mixed_precision import mixed_precision
@@ -106,7 +107,7 @@ def unroll(
     noise = cell.noise(inputs, key)
     mask, resets = checked_flags(inputs.shape[:-1], lengths, mask, resets, time_major=time_major)
     if engine is None:
-        engine = choose_engine(cell, inputs).engine
+        engine = chosen_engine(cell, inputs)
 
     options = {"cell": cell, "engine": engine, "reverse": reverse, "keep_states": return_states}
     state, outputs, states = run(params, state, inputs, noise, mask, resets, **options)

@@ -11,8 +11,9 @@ from jaxrnn import _check
 from jaxrnn._cell import Cell, bind_context, checked_cell
 from jaxrnn._dtypes import pvary_like
 from jaxrnn._unroll import checked_flags, run
-from jaxrnn.engines import Engine, choose_engine
+from jaxrnn.engines import Engine
 from jaxrnn.engines._chunks import scan_checkpointed, sqrt_chunk
+from jaxrnn.engines._choice import chosen_engine
 from jaxrnn.engines._engine import checked_chunk, checked_engine
 from jaxrnn.wrappers._mixed_precision import mixed_precision
 
@@ -113,7 +114,7 @@ def unroll_loss(
             state,
             *of_cell,
             cell=cell,
-            engine=engine or choose_engine(cell, of_cell[0]).engine,
+            engine=engine or chosen_engine(cell, of_cell[0]),
             reverse=False,
             keep_states=False,
         )

@@ -58,7 +58,7 @@ class checkpointed(Engine):  # noqa: N801, it is used like a function
     ) -> tuple[Any, Any, Any]:
         """Run the cell chunk by chunk, each under `jax.checkpoint`."""
         steps = leading_shape(inputs)[0]
-        chunk = checked_chunk(self.chunk, steps) or sqrt_chunk(steps)
+        chunk = self._chunk_length(steps)
         engine = self.engine or hoisted_where_it_can(cell)
 
         def run_chunk(state, inputs):
@@ -71,3 +71,11 @@ class checkpointed(Engine):  # noqa: N801, it is used like a function
             run_chunk, state, inputs, steps=steps, chunk=chunk, reverse=reverse
         )
         return final, outputs, states
+
+    def explain(self, cell: Cell, params: Any, state: Any, inputs: Any) -> str:
+        """Say how long its chunks are."""
+        chunk = self._chunk_length(leading_shape(inputs)[0])
+        return f"chunks have {chunk} steps, and the state is kept of each chunk"
+
+    def _chunk_length(self, steps: int) -> int:
+        return checked_chunk(self.chunk, steps) or sqrt_chunk(steps)

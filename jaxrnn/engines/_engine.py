@@ -20,6 +20,23 @@ class Engine(abc.ABC):
 
     Engines are frozen dataclasses and compare by value, so that equal ones compile once. Each is
     named in lower case, since it is called like a function: `unroll(..., engine=scan(4))`.
+
+    Example:
+        An engine that runs another, and counts its calls:
+
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
+        >>> calls = []
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class counting(jaxrnn.engines.Engine):
+        ...     engine: jaxrnn.engines.Engine = jaxrnn.engines.scan()
+        ...     def __call__(self, cell, params, state, inputs, **options):
+        ...         calls.append(cell.name)
+        ...         return self.engine(cell, params, state, inputs, **options)
+        >>> cell = jaxrnn.elman(4)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> state, _ = jaxrnn.unroll(cell, params, jnp.ones((9, 3)), engine=counting())
+        >>> calls
+        ['elman']
     """
 
     @abc.abstractmethod
@@ -30,6 +47,11 @@ class Engine(abc.ABC):
 
         Arguments have been checked. Inputs are an array `(T, *batch, I)`, or a pytree of such.
         """
+
+    def explain(self, cell: Cell, params: Any, state: Any, inputs: Any) -> str:
+        """Say in how large chunks it runs, and what it keeps of them for a gradient."""
+        del cell, params, state, inputs
+        return "what a step's derivatives need is kept of each"
 
 
 def leading_shape(inputs: PyTree) -> tuple[int, ...]:
