@@ -10,6 +10,7 @@ from jaxrnn import (
     plots,
     regularizers,
     tasks,
+    testing,
     training,
     wrappers,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "serial",
     "sweep",
     "tasks",
+    "testing",
     "train_step",
     "training",
     "unroll",
