@@ -1,5 +1,6 @@
 """The check of a user's cell: it passes the cells here, and catches one that is broken."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -86,14 +87,6 @@ def plain(function):
     return lambda params, state, inputs: 2 * (function(state, inputs @ params),)
 
 
-@jax.custom_batching.custom_vmap
-def doubled_by_vmap(x):
-    return x
-
-
-doubled_by_vmap.def_vmap(lambda size, batched, x: (2 * x, True))
-
-
 @jax.custom_jvp
 def steep(x):
     return jnp.tanh(x)
@@ -132,10 +125,6 @@ BROKEN = {
         cell(split(), lambda batch, dtype: jnp.full((*batch, H), 0.0)),
         "own is compiled again for the state that its step returned",
     ),
-    "engines": (
-        cell(split(project=lambda params, inputs: doubled_by_vmap(inputs @ params))),
-        r"own: hoisted\(chunk=2.* gives other values than scan\(\)",
-    ),
     "not finite": (
         cell(plain(lambda state, x: jnp.sqrt(jnp.abs(state)) + x)),
         "own: got a gradient that is not finite at the initial state",
@@ -153,6 +142,27 @@ def test_a_broken_cell_is_caught(name):
     broken, message = BROKEN[name]
     with pytest.raises(AssertionError, match=message):
         check_cell(broken)
+
+
+@dataclasses.dataclass(frozen=True)
+class off(jaxrnn.engines.Engine):
+    """An engine with other values than `scan()`, or with other gradients."""
+
+    part: str
+
+    def __call__(self, cell, params, state, inputs, **options):
+        if self.part == "gradients":
+            inputs = jax.lax.stop_gradient(inputs)
+        final, outputs, states = jaxrnn.engines.scan()(cell, params, state, inputs, **options)
+        return final, outputs * (1.01 if self.part == "values" else 1), states
+
+
+@pytest.mark.parametrize("part", ["values", "gradients"])
+def test_an_engine_that_is_off_is_caught(part, monkeypatch):
+    monkeypatch.setattr(jaxrnn.testing, "_ENGINES", (off(part),))
+    message = rf"elman: off\(part='{part}'\) gives other {part} than scan\(\): at"
+    with pytest.raises(AssertionError, match=message):
+        check_cell(jaxrnn.elman(H))
 
 
 def test_a_dtype_of_its_own_is_caught_in_float64():
