@@ -1,20 +1,70 @@
 """Unrolling a cell over a sequence: arguments checked, state made, engine chosen."""
 
 import functools
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell, bind_context, checked_cell, with_noise
+from jaxrnn._cell import Cell, State, bind_context, checked_cell, with_noise
 from jaxrnn._jaxpr import holds_tracers
 from jaxrnn.engines import Engine
 from jaxrnn.engines._choice import chosen_engine
 from jaxrnn.engines._engine import checked_engine
 from jaxrnn.wrappers._masked import first_resets, masked, real_steps, select, with_masks
 from jaxrnn.wrappers._mixed_precision import mixed_precision
+
+
+class _Options(TypedDict, total=False):
+    """The options of `unroll` on which the types of its results don't depend."""
+
+    key: PRNGKeyArray | None
+    lengths: Int[Array, "*batch"] | None
+    mask: Bool[Array, "..."] | None
+    resets: Bool[Array, "..."] | None
+    reverse: bool
+    time_major: bool
+    context: PyTree
+    compute_dtype: Any
+    engine: Engine | None
+
+
+@overload
+def unroll(
+    cell: Cell[Any, State],
+    params: PyTree,
+    inputs: Array,
+    state: PyTree | None = None,
+    *,
+    return_states: Literal[False] = False,
+    **options: Unpack[_Options],
+) -> tuple[State, Any]: ...
+
+
+@overload
+def unroll(
+    cell: Cell[Any, State],
+    params: PyTree,
+    inputs: Array,
+    state: PyTree | None = None,
+    *,
+    return_states: Literal[True],
+    **options: Unpack[_Options],
+) -> tuple[State, Any, State]: ...
+
+
+@overload
+def unroll(
+    cell: Cell,
+    params: PyTree,
+    inputs: Array,
+    state: PyTree | None = None,
+    *,
+    return_states: bool,
+    **options: Unpack[_Options],
+) -> tuple[Any, ...]: ...
 
 
 def unroll(
