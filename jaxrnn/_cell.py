@@ -25,6 +25,23 @@ class NoisyInputs(NamedTuple):
     """The inputs of a stochastic cell in training: the ordinary inputs plus this step's noise.
 
     Without a key the cell evaluates, and its inputs are plain: the type tells the two apart.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> def step(params, state, inputs):
+        ...     if isinstance(inputs, jaxrnn.cells.NoisyInputs):
+        ...         state = state + inputs.noise
+        ...     return state, state
+        >>> cell = jaxrnn.Cell(
+        ...     init=lambda key, input_size, dtype: (),
+        ...     initial_state=lambda batch_shape, dtype: jnp.zeros(batch_shape, dtype),
+        ...     step=step,
+        ...     draw_noise=lambda key, shape, dtype: jax.random.normal(key, shape, dtype),
+        ... )
+        >>> jaxrnn.unroll(cell, (), jnp.ones((3, 1)))[1]
+        Array([0., 0., 0.], dtype=float32)
+        >>> bool(jaxrnn.unroll(cell, (), jnp.ones((3, 1)), key=jax.random.key(0))[1].all())
+        True
     """
 
     inputs: Float[Array, "*batch I"]

@@ -15,7 +15,14 @@ from jaxrnn.initializers import Initializer
 
 
 class PeepholeLSTMParams(NamedTuple):
-    """Weights of a peephole LSTM cell: those of an LSTM cell, and peepholes in the order i f o."""
+    """Weights of a peephole LSTM cell: those of an LSTM cell, and peepholes in the order i f o.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> params = jaxrnn.cells.peephole_lstm(64).init(jax.random.key(0), input_size=32)
+        >>> params.peepholes.shape
+        (3, 64)
+    """
 
     kernel: Float[Array, "I 4*H"]
     recurrent_kernel: Float[Array, "H 4*H"]

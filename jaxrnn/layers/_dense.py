@@ -16,7 +16,14 @@ from jaxrnn.layers._layer import no_state
 
 
 class DenseParams(NamedTuple):
-    """Weights of a dense layer; `bias` is None without one."""
+    """Weights of a dense layer; `bias` is None without one.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> params = jaxrnn.dense(3).init(jax.random.key(0), input_size=64)
+        >>> params.kernel.shape
+        (64, 3)
+    """
 
     kernel: Float[Array, "I O"]
     bias: Float[Array, "O"] | None

@@ -27,7 +27,14 @@ _EPSILON = 1e-5
 
 
 class LayerNormParams(NamedTuple):
-    """A cell's params, and gains and a shift, packed as the cell packs its gates."""
+    """A cell's params, and gains and a shift, packed as the cell packs its gates.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> params = jaxrnn.wrappers.layer_norm(jaxrnn.gru(64)).init(jax.random.key(0), input_size=32)
+        >>> params.input_gain.shape
+        (192,)
+    """
 
     cell: Any
     input_gain: Float[Array, "G*H"]

@@ -16,7 +16,14 @@ from jaxrnn.wrappers._wrap import checked_readout, checked_split_step, inner_ste
 
 
 class ProjectionParams(NamedTuple):
-    """A cell's params, with `recurrent_kernel` `(P, G*H)`, and the projection of its units."""
+    """A cell's params, with `recurrent_kernel` `(P, G*H)`, and the projection of its units.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> params = jaxrnn.wrappers.projection(jaxrnn.lstm(64), 16).init(jax.random.key(0), input_size=32)
+        >>> params.projection.shape
+        (64, 16)
+    """
 
     cell: Any
     projection: Float[Array, "H P"]
