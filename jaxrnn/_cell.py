@@ -10,12 +10,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Float, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
 from jaxrnn._dtypes import distributed_like, without_weak_types
 from jaxrnn._jaxpr import is_linear, leaves_read, returns_its_state
 from jaxrnn._memoize import Rebuildable
+from jaxrnn._types import Array
 
 Params = TypeVar("Params")
 State = TypeVar("State")

@@ -80,7 +80,7 @@ def optional_function(name: str, value: Any) -> Callable[..., Any] | None:
     return None if value is None else function(name, value)
 
 
-def key(name: str, value: Any) -> jax.Array:
+def key(name: str, value: Any) -> Any:
     """Return `value`, one random key of `jax.random.key` or `jax.random.PRNGKey`."""
     typed = has_kind(value, jax.dtypes.prng_key)
     if not typed and getattr(value, "dtype", None) != np.uint32:
@@ -116,7 +116,7 @@ def optional_float_dtype(name: str, value: Any) -> np.dtype | None:
     return None if value is None else float_dtype(name, value)
 
 
-def array(name: str, value: Any, *, min_ndim: int, axes: str) -> jax.Array:
+def array(name: str, value: Any, *, min_ndim: int, axes: str) -> Any:
     """Return `value`, a floating array with at least `min_ndim` axes, laid out as `axes` says."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         raise TypeError(f"{name}: got {describe(value)}, expected a floating array {axes}")
@@ -128,7 +128,7 @@ def array(name: str, value: Any, *, min_ndim: int, axes: str) -> jax.Array:
     return value
 
 
-def integers(name: str, value: Any, *, low: int, high: int, where: Any = True) -> jax.Array:
+def integers(name: str, value: Any, *, low: int, high: int, where: Any = True) -> Any:
     """Return `value`, an integer array; its entries `where` must be from `low` to `high`.
 
     Within a trace entries have no values, and are let through.
@@ -146,7 +146,7 @@ def integers(name: str, value: Any, *, low: int, high: int, where: Any = True) -
     return value
 
 
-def flags(name: str, value: Any, shape: tuple[int, ...], *, time_major: bool) -> jax.Array:
+def flags(name: str, value: Any, shape: tuple[int, ...], *, time_major: bool) -> Any:
     """Return `value`, bools of the shape `(T, *batch)`, given with time last if not time-major."""
     if getattr(value, "dtype", None) != np.bool_:
         raise TypeError(f"{name}: got {describe(value)}, expected an array of bools")
@@ -158,7 +158,7 @@ def flags(name: str, value: Any, shape: tuple[int, ...], *, time_major: bool) ->
     return value if time_major else jnp.moveaxis(value, -1, 0)
 
 
-def scalar(name: str, value: Any) -> jax.Array:
+def scalar(name: str, value: Any) -> Any:
     """Return `value`, a floating scalar that the function called `name` returned."""
     if getattr(value, "shape", None) != () or not has_kind(value, jnp.floating):
         raise TypeError(f"{name}: returned {describe(value)}, expected a floating scalar")

@@ -5,11 +5,12 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Bool, Float, Integer, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, State, bind_context, checked_cell, with_noise
 from jaxrnn._jaxpr import holds_tracers
+from jaxrnn._types import Array
 from jaxrnn.engines import Engine
 from jaxrnn.engines._choice import chosen_engine
 from jaxrnn.engines._engine import checked_engine
@@ -21,7 +22,7 @@ class _Options(TypedDict, total=False):
     """The options of `unroll` on which the types of its results don't depend."""
 
     key: PRNGKeyArray | None
-    lengths: Int[Array, "*batch"] | None
+    lengths: Integer[Array, "*batch"] | None
     mask: Bool[Array, "..."] | None
     resets: Bool[Array, "..."] | None
     reverse: bool
@@ -70,13 +71,13 @@ def unroll(
 def unroll(
     cell: Cell,
     params: PyTree,
-    inputs: Float[Array, "T *batch I"],
+    inputs: Float[Array, "*steps I"],
     state: PyTree | None = None,
     *,
     key: PRNGKeyArray | None = None,
-    lengths: Int[Array, "*batch"] | None = None,
-    mask: Bool[Array, "T *batch"] | None = None,
-    resets: Bool[Array, "T *batch"] | None = None,
+    lengths: Integer[Array, "*batch"] | None = None,
+    mask: Bool[Array, "*steps"] | None = None,
+    resets: Bool[Array, "*steps"] | None = None,
     reverse: bool = False,
     time_major: bool = True,
     return_states: bool = False,

@@ -5,15 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Bool, Float, Integer, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, bind_context, checked_cell
 from jaxrnn._dtypes import pvary_like
+from jaxrnn._types import Array
 from jaxrnn._unroll import checked_flags, run
 from jaxrnn.engines import Engine
-from jaxrnn.engines._chunks import scan_checkpointed, sqrt_chunk
 from jaxrnn.engines._choice import chosen_engine
+from jaxrnn.engines._chunks import scan_checkpointed, sqrt_chunk
 from jaxrnn.engines._engine import checked_chunk, checked_engine
 from jaxrnn.wrappers._mixed_precision import mixed_precision
 
@@ -27,7 +28,7 @@ def unroll_loss(
     state: PyTree | None = None,
     *,
     key: PRNGKeyArray | None = None,
-    lengths: Int[Array, "*batch"] | None = None,
+    lengths: Integer[Array, "*batch"] | None = None,
     mask: Bool[Array, "T *batch"] | None = None,
     resets: Bool[Array, "T *batch"] | None = None,
     context: PyTree = None,

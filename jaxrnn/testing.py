@@ -82,7 +82,7 @@ def check_cell(
         AssertionError: mixing mixes the batch: ...
     """
     checked_cell("cell", cell)
-    key = jax.random.key(0) if key is None else _check.key("key", key)
+    key = _check.key("key", jax.random.key(0) if key is None else key)
     problem = _problem(cell, _check.size("input_size", input_size), key, context)
     for check in (_check_parts, _check_batch, _check_dtypes, _check_retracing, _check_engines):
         check(problem)

@@ -603,8 +603,11 @@ def test_parameters_are_counted():
     assert [line.split()[-1] for line in lines[1:]] == [f"{count:,}" for count in counts]
     assert len({len(line) for line in lines}) == 1
     assert jaxrnn.layers.describe(jaxrnn.lstm(2), 3).endswith(str(8 * 6))
+
+
+def test_bad_arguments_of_describe():
     with pytest.raises(TypeError, match="input_size: got NoneType"):
-        jaxrnn.layers.describe(model)
+        jaxrnn.layers.describe(jaxrnn.dense(3))
     with pytest.raises(TypeError, match="model: got int 3"):
         jaxrnn.layers.describe(3)  # pyright: ignore[reportArgumentType]
 

@@ -4,13 +4,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxrnn import _check, initializers
 from jaxrnn._activations import sigmoid, tanh
 from jaxrnn._affine import affine
 from jaxrnn._cell import Cell, SplitStep
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.initializers import Initializer
 
 

@@ -4,12 +4,13 @@ from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import PyTree, Shaped
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, bind_context
 from jaxrnn._jaxpr import is_variable
 from jaxrnn._layer import Layer
+from jaxrnn._types import Array
 from jaxrnn.engines._checkpointed import checkpointed
 from jaxrnn.engines._engine import (
     Engine,

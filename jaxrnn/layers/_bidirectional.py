@@ -4,12 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
 from jaxrnn._layer import Layer
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.engines import Engine
 from jaxrnn.engines._engine import checked_engine
 from jaxrnn.layers._layer import either_major, options_for

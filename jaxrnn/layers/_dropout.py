@@ -4,11 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxrnn import _check
 from jaxrnn._layer import Layer
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.layers._layer import no_state
 
 

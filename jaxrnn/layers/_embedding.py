@@ -4,11 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Integer
 
 from jaxrnn import _check, initializers
 from jaxrnn._layer import Layer
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.initializers import Initializer
 from jaxrnn.layers._layer import no_state
 
@@ -55,7 +56,7 @@ def embedding(
         return initializers.draw(embedding_init, key, (num_embeddings, features), dtype)
 
     def apply(
-        params: Float[Array, "N F"], state: Any, inputs: Int[Array, "T *batch"], *, key=None
+        params: Float[Array, "N F"], state: Any, inputs: Integer[Array, "T *batch"], *, key=None
     ) -> tuple[Any, Float[Array, "T *batch F"]]:
         _check.integers("inputs", inputs, low=0, high=num_embeddings - 1)
         _check.array("params", params, min_ndim=0, axes="(num_embeddings, features)")

@@ -3,11 +3,12 @@
 import dataclasses
 from typing import Any
 
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxrnn import _check
 from jaxrnn._layer import Layer, checked_layer
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 
 
 @memoized(layer=checked_layer)
@@ -38,8 +39,8 @@ def residual(layer: Layer) -> Layer:
     """
 
     def apply(
-        params: Any, state: Any, inputs: Float[Array, "T *batch I"], *, key=None, **options: Any
-    ) -> tuple[Any, Float[Array, "T *batch I"]]:
+        params: Any, state: Any, inputs: Float[Array, "..."], *, key=None, **options: Any
+    ) -> tuple[Any, Float[Array, "..."]]:
         state, outputs = layer.apply(params, state, inputs, key=key, **options)
         if outputs.shape != inputs.shape:
             raise ValueError(

@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Bool, Float, Integer, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
 from jaxrnn._layer import Layer
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn._unroll import unroll as jaxrnn_unroll
 from jaxrnn.engines import Engine
 from jaxrnn.engines._engine import checked_engine
@@ -64,7 +65,7 @@ def rnn(
         *,
         key=None,
         unroll: Callable[..., tuple[Any, Any]] = jaxrnn_unroll,
-        lengths: Int[Array, "*batch"] | None = None,
+        lengths: Integer[Array, "*batch"] | None = None,
         mask: Bool[Array, "T *batch"] | None = None,
         resets: Bool[Array, "T *batch"] | None = None,
         context: PyTree = None,
@@ -107,7 +108,7 @@ def rnn(
 def _output_of_state(
     output: PyTree,
     shape: tuple[int, ...],
-    lengths: Int[Array, "*batch"] | None,
+    lengths: Integer[Array, "*batch"] | None,
     mask: Bool[Array, "T *batch"] | None,
 ) -> PyTree:
     """Return the output of the last real step, read from the state: no other output is kept.
@@ -124,7 +125,7 @@ def _output_of_state(
 def _last_output(
     outputs: PyTree,
     shape: tuple[int, ...],
-    lengths: Int[Array, "*batch"] | None,
+    lengths: Integer[Array, "*batch"] | None,
     mask: Bool[Array, "T *batch"] | None,
     *,
     reverse: bool,

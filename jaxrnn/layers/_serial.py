@@ -6,11 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped
+from jaxtyping import Shaped
 
 from jaxrnn import _check
 from jaxrnn._layer import Layer
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.layers._layer import either_major, options_for, output_size
 
 

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from jaxrnn._affine import align
 from jaxrnn._cell import Cell, checked_cell
 from jaxrnn._dtypes import at_least_float32
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.wrappers._wrap import (
     checked_split_step,
     inner_learned_state,

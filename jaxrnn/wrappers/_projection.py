@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from jaxrnn import _check, initializers
 from jaxrnn._cell import Cell, checked_cell, hidden_part, with_hidden
 from jaxrnn._jaxpr import leaves_read
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.initializers import Initializer
 from jaxrnn.wrappers._wrap import checked_readout, checked_split_step, inner_step
 

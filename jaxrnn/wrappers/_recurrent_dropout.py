@@ -5,11 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell, hidden_part, with_hidden
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.wrappers._wrap import (
     Extended,
     checked_split_step,
