@@ -101,7 +101,8 @@ def float_dtype(name: str, value: Any) -> np.dtype:
     # JAX has neither numbers of more than 64 bits nor those with their bytes in another order.
     if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize > 8 or not dtype.isnative:
         raise TypeError(
-            f"{name}: got {dtype if dtype.isnative else dtype.str}, expected a floating dtype of JAX"
+            f"{name}: got {dtype if dtype.isnative else dtype.str}, expected a floating dtype of "
+            "JAX"
         )
     if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
         raise ValueError(
@@ -116,10 +117,32 @@ def optional_float_dtype(name: str, value: Any) -> np.dtype | None:
     return None if value is None else float_dtype(name, value)
 
 
+def arrays(name: str, value: Any) -> None:
+    """Raise unless a pytree holds arrays of NumPy or JAX, numbers in them, and none a mask."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        where = f"{name}{jax.tree_util.keystr(path)}"
+        unmasked(where, leaf)
+        known = isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex)
+        if not known or getattr(leaf, "dtype", np.dtype(int)).kind in "OSUMm":
+            raise TypeError(
+                f"{where}: got {describe(leaf)}, expected an array of numbers of NumPy or JAX"
+            )
+
+
+def unmasked(name: str, value: Any) -> None:
+    """Raise on a masked array of NumPy, whose mask JAX ignores."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: got a NumPy masked array {describe(value)}, whose mask JAX ignores; expected "
+            "a plain array, with the mask given as an argument of its own"
+        )
+
+
 def array(name: str, value: Any, *, min_ndim: int, axes: str) -> Any:
     """Return `value`, a floating array with at least `min_ndim` axes, laid out as `axes` says."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         raise TypeError(f"{name}: got {describe(value)}, expected a floating array {axes}")
+    unmasked(name, value)
     if not has_kind(value, jnp.floating):
         raise TypeError(f"{name}: got {describe(value)}, expected a floating dtype of JAX")
     if value.ndim < min_ndim:
@@ -133,6 +156,7 @@ def integers(name: str, value: Any, *, low: int, high: int, where: Any = True) -
 
     Within a trace entries have no values, and are let through.
     """
+    unmasked(name, value)
     if not has_kind(value, jnp.integer):
         raise TypeError(f"{name}: got {describe(value)}, expected an array of integers")
     if isinstance(value, jax.core.Tracer) or isinstance(where, jax.core.Tracer):
@@ -148,6 +172,7 @@ def integers(name: str, value: Any, *, low: int, high: int, where: Any = True) -
 
 def flags(name: str, value: Any, shape: tuple[int, ...], *, time_major: bool) -> Any:
     """Return `value`, bools of the shape `(T, *batch)`, given with time last if not time-major."""
+    unmasked(name, value)
     if getattr(value, "dtype", None) != np.bool_:
         raise TypeError(f"{name}: got {describe(value)}, expected an array of bools")
     expected = shape if time_major else (*shape[1:], shape[0])
@@ -197,6 +222,7 @@ def same_spec(name: str, value: Any, want: Any, because: str) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(value)
     for (path, leaf), expected in zip(leaves, jax.tree.leaves(want), strict=True):
         where = f"{name}{jax.tree_util.keystr(path)}"
+        unmasked(where, leaf)
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             raise TypeError(
                 f"{where}: got {describe(leaf)}, expected {describe(expected)} {because}"
@@ -285,6 +311,7 @@ def no_narrowing(name: str, value: Any) -> None:
     Unless 64 bits are enabled it halves them, which changes floats, and integers that don't fit.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        unmasked(f"{name}{jax.tree_util.keystr(path)}", leaf)
         if not isinstance(leaf, np.ndarray | np.generic) or leaf.dtype.kind not in "iufc":
             continue
         dtype = jnp.result_type(leaf)

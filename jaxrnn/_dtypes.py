@@ -1,5 +1,6 @@
 """What types arrays are carried and added up in: dtypes, and what differs between devices."""
 
+import functools
 from typing import Any
 
 import jax
@@ -19,6 +20,21 @@ def at_least_float32_dtype(dtype: Any) -> np.dtype:
 def at_least_float32(array: Array) -> Array:
     """Return an array in float32 at least: sums and squares overflow 16 bits, or vanish in them."""
     return array.astype(at_least_float32_dtype(array.dtype))
+
+
+def global_norm(tree: PyTree) -> jax.Array:
+    """Return the Euclidean norm of all arrays in a tree, in float32 at least.
+
+    Scaled by the largest entry first, whose square might overflow, or vanish.
+    """
+    leaves = [jnp.abs(at_least_float32(leaf)) for leaf in jax.tree.leaves(tree) if leaf.size]
+    if not leaves:
+        return jnp.zeros(())
+    dtype = max((leaf.dtype for leaf in leaves), key=lambda dtype: jnp.finfo(dtype).bits)
+    leaves = [leaf.astype(dtype) for leaf in leaves]
+    largest = functools.reduce(jnp.maximum, map(jnp.max, leaves))
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return scale * jnp.sqrt(sum(jnp.square(leaf / scale).sum() for leaf in leaves))
 
 
 def without_weak_types(tree: PyTree) -> PyTree:

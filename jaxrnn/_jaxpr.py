@@ -138,6 +138,19 @@ def holds_tracers(*values: Any) -> bool:
     return False
 
 
+def bytes_written(function: Callable[..., Any], *arguments: PyTree) -> int:
+    """Return how many bytes a function's operations return, those within a loop once."""
+
+    def written(jaxpr: Any) -> int:
+        return sum(
+            sum(map(written, inner_jaxprs(equation)))
+            + sum(atom.aval.size * atom.aval.dtype.itemsize for atom in equation.outvars)
+            for equation in jaxpr.eqns
+        )
+
+    return written(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
 def primitives(function: Callable[..., Any], *arguments: PyTree) -> set[str]:
     """Return the names of all the primitives that a function calls, in calls within calls too."""
     equations = jax.make_jaxpr(function)(*arguments).jaxpr.eqns

@@ -1,6 +1,7 @@
 """Unrolling a cell over a sequence: arguments checked, state made, engine chosen."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
@@ -161,6 +162,7 @@ def unroll(
         engine = chosen_engine(cell, inputs)
 
     options = {"cell": cell, "engine": engine, "reverse": reverse, "keep_states": return_states}
+    run = runner(cell)
     state, outputs, states = run(params, state, inputs, noise, mask, resets, **options)
     if not time_major:
         move = functools.partial(jnp.moveaxis, source=0, destination=len(batch_shape))
@@ -189,12 +191,11 @@ def checked_flags(
     return mask, resets
 
 
-def run(params, state, inputs, noise, mask, resets, *, cell, **settings) -> tuple[Any, Any, Any]:
-    """Run a cell by an engine, on arguments that have been checked."""
+def runner(cell: Cell) -> Callable[..., tuple[Any, Any, Any]]:
+    """Return the function that runs a cell by an engine, on arguments that have been checked."""
     # What closes over traced values, such as the slope of a surrogate gradient, can't be in a jit
     # of its own.
-    call = _run if cell.derived(_closes_over_tracers) else _jitted_run
-    return call(params, state, inputs, noise, mask, resets, cell=cell, **settings)
+    return _run if cell.derived(_closes_over_tracers) else _jitted_run
 
 
 def _closes_over_tracers(cell: Cell) -> bool:

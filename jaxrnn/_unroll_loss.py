@@ -11,7 +11,7 @@ from jaxrnn import _check
 from jaxrnn._cell import Cell, bind_context, checked_cell
 from jaxrnn._dtypes import pvary_like
 from jaxrnn._types import Array
-from jaxrnn._unroll import checked_flags, run
+from jaxrnn._unroll import checked_flags, runner
 from jaxrnn.engines import Engine
 from jaxrnn.engines._choice import chosen_engine
 from jaxrnn.engines._chunks import scan_checkpointed, sqrt_chunk
@@ -110,7 +110,7 @@ def unroll_loss(
     def run_chunk(carry, of_steps):
         state, total = carry
         *of_cell, targets = of_steps
-        state, outputs, _ = run(
+        state, outputs, _ = runner(cell)(
             params,
             state,
             *of_cell,

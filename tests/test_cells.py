@@ -362,6 +362,7 @@ def test_a_step_that_raises_says_whose_it_is():
     assert caught.value.__notes__[-1] == "in the step of mine, on inputs of float32[2, 3]"
 
 
+@jax.numpy_dtype_promotion("standard")
 def test_a_state_of_weak_type_is_as_good_as_one_of_none():
     cell = cell_with(lambda p, s, x: 2 * (s + x.sum(-1).astype(jnp.bfloat16),), lambda b, _: 0.0)
     assert jaxrnn.unroll(cell, (), jnp.ones((T, I)), jnp.zeros(()))[0] == T * I

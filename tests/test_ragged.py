@@ -306,7 +306,8 @@ def test_the_last_output_is_that_of_the_last_real_step(reverse):
 def test_the_last_output_of_any_shape(reverse):
     def step(params, state, inputs):
         state = 0.5 * state + inputs.sum(-1)
-        return state, (state, state[..., None, None] * jnp.ones((2, 3)))
+        ones = jnp.ones((*[1] * state.ndim, 2, 3))
+        return state, (state, state[..., None, None] * ones)
 
     cell = jaxrnn.Cell(lambda *a: (), jnp.zeros, step)
     layer = jaxrnn.rnn(cell, return_sequences=False, reverse=reverse)

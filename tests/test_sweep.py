@@ -10,6 +10,8 @@ import optax
 import pytest
 
 import jaxrnn
+from jaxrnn.training import _sweep
+from tests.engines import ON_A_CPU
 from tests.problems import drawn
 from tests.tolerances import FLOAT32, x64
 
@@ -175,7 +177,7 @@ def test_a_setting_is_an_array_and_no_number():
 
 
 # A few members are looked at once, made one by one, and trained by one program; many are made by
-# one program and trained by one.
+# one program and trained by one. On a CPU what that one writes is counted first.
 @pytest.mark.parametrize(("members", "expected"), [(2, 4), (40, 2)])
 def test_setup_is_called_as_often_for_many_steps_as_for_few(members, expected):
     counts = []
@@ -188,7 +190,35 @@ def test_setup_is_called_as_often_for_many_steps_as_for_few(members, expected):
 
         jaxrnn.sweep(setup, jnp.ones(members), jnp.ones(3), steps=steps, report_every=3, key=KEY)
         counts.append(len(traces))
+    expected += jax.default_backend() == "cpu"
     assert counts == [expected, expected]
+
+
+@ON_A_CPU
+@pytest.mark.parametrize(("hidden", "together"), [(2, True), (64, False)])
+def test_large_members_run_one_after_another(hidden, together, monkeypatch):
+    """Which of the two has no influence on the results."""
+    cell = jaxrnn.lstm(hidden)
+    inputs = jnp.ones((40, 8, 3))
+    choices, better = [], _sweep._better_together
+    monkeypatch.setattr(
+        _sweep, "_better_together", lambda *a: choices.append(better(*a)) or choices[-1]
+    )
+
+    def setup(rate, key):
+        def loss(params, batch, key):
+            return jnp.square(jaxrnn.unroll(cell, params, batch)[1] - 1).mean()
+
+        return loss, cell.init(key, 3), optax.sgd(rate)
+
+    def losses():
+        rates = jnp.array([0.1, 0.2])
+        return jaxrnn.sweep(setup, rates, lambda key: inputs, steps=3, key=KEY).losses
+
+    chosen = losses()
+    assert choices == [together]
+    monkeypatch.setattr(_sweep, "_better_together", lambda *a: not together)
+    np.testing.assert_allclose(losses(), chosen, **FLOAT32)
 
 
 # Losses that are not finite ---------------------------------------------------------------------

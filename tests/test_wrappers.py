@@ -580,7 +580,8 @@ def counting():
     def step(params, state, inputs):
         total = inputs.sum(-1)
         narrow = state.narrow + total.astype(jnp.bfloat16)
-        new = Counting(state.count + 1, state.wide + total, narrow)
+        wide = state.wide + total.astype(state.wide.dtype)
+        new = Counting(state.count + 1, wide, narrow)
         return new, readout(new)
 
     def readout(state):

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxrnn import _check
@@ -55,6 +56,12 @@ def state_noise(cell: Cell, scale: float | PyTree) -> Cell:
     return _state_noise(cell, per_state_leaf("scale", scale, cell, _scale))
 
 
+def _add(leaf: Array, noise: Array) -> Array:
+    """Return the sum in the leaf's dtype, added up in that of the noise if it is wider."""
+    wide = max(leaf.dtype, noise.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
+    return (leaf.astype(wide) + noise.astype(wide)).astype(leaf.dtype)
+
+
 def _scale(name: str, value: Any) -> float:
     return _check.number(name, value, low=0.0)
 
@@ -76,7 +83,7 @@ def _state_noise(cell: Cell, scales: tuple[float, ...]) -> Cell:
             return new_state, output
         leaves, treedef = jax.tree.flatten(new_state)
         parts = [
-            leaf if added is None else (leaf + added).astype(leaf.dtype)
+            leaf if added is None else _add(leaf, added)
             for leaf, added in zip(leaves, noise, strict=True)
         ]
         noisy = treedef.unflatten(parts)

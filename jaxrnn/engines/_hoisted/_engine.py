@@ -39,7 +39,7 @@ _OPERATIONS_A_BYTE = 40
 _OPERATIONS_AN_ARRAY = 15_000
 _MOST_PRODUCTS = 2**29
 # Up to this many chunks are better run as one: what a chunk costs is more than the cache gains.
-_FEW_CHUNKS = 3
+_FEW_CHUNKS = 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,8 @@ def forward_pass(plan: Plan, params: Any, state: Any, inputs: Any) -> tuple[Any,
     step = plan.info.step
 
     def body(state, projected):
-        gates = step.gates(params, state, projected)
+        recurrent = step.recur(params, step.masked_state(state, projected))
+        gates = step.combine(projected, recurrent)
         new_state, output = step.activate(params, state, gates)
         return new_state, (output, new_state, gates if plan.keep == "products" else None)
 
