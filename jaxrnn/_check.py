@@ -16,6 +16,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn._types import Array
+
 
 def size(name: str, value: Any, *, least: int = 1) -> int:
     """Return `value` as an int of at least `least`."""
@@ -80,7 +82,7 @@ def optional_function(name: str, value: Any) -> Callable[..., Any] | None:
     return None if value is None else function(name, value)
 
 
-def key(name: str, value: Any) -> Any:
+def key(name: str, value: Any) -> Array:
     """Return `value`, one random key of `jax.random.key` or `jax.random.PRNGKey`."""
     typed = has_kind(value, jax.dtypes.prng_key)
     if not typed and getattr(value, "dtype", None) != np.uint32:
