@@ -11,7 +11,7 @@ from jaxrnn.engines._hoisted._engine import hoisted_where_it_can
 
 
 @dataclasses.dataclass(frozen=True)
-class checkpointed(Engine):  # noqa: N801, it is used like a function
+class checkpointed(Engine):
     """The engine for sequences whose states don't fit into memory.
 
     Going forward it keeps only the state that each chunk starts from, and going back it runs each

@@ -16,7 +16,7 @@ _AXIS = "batch"
 
 
 @dataclasses.dataclass(frozen=True)
-class sharded(Engine):  # noqa: N801, it is used like a function
+class sharded(Engine):
     """An engine that divides the batch over devices, each of which runs another engine.
 
     XLA runs the small products of a recurrent network on one core of a CPU. JAX can show the cores

@@ -43,7 +43,7 @@ _FEW_CHUNKS = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class hoisted(Engine):  # noqa: N801, it is used like a function
+class hoisted(Engine):
     """The engine for training split cells: all weight gradients are taken after the loop.
 
     Use it to train cells whose step is a `SplitStep`, which `engine=None` does by itself. Going
