@@ -59,8 +59,8 @@ def windows(codes: Int[np.ndarray, "L"], length: int, batch_size: int) -> Window
     count = (len(codes) - 1) // (length * batch_size)
     if count == 0:
         raise ValueError(
-            f"got {len(codes)} characters, expected {length * batch_size + 1} at least for a window "
-            f"of {length} in {batch_size} lanes"
+            f"got {len(codes)} characters, expected {length * batch_size + 1} at least for a "
+            f"window of {length} in {batch_size} lanes"
         )
 
     def cut(codes: np.ndarray) -> np.ndarray:
