@@ -1,6 +1,6 @@
 """The report names the fault that was planted, mends it, and finds none where there is none."""
 
-from typing import Any, NamedTuple, cast, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
