@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, hidden_part, with_hidden
 from jaxrnn._dtypes import at_least_float32
+from jaxrnn._types import Array
 from jaxrnn.diagnostics import lyapunov_exponents, state_gradients
 from jaxrnn.diagnostics._norm import norm, scale_of
 from jaxrnn.diagnostics._tangents import Step, checked_state, step_of

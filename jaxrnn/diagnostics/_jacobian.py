@@ -75,7 +75,8 @@ def jacobian_spectrum(
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> cell = jaxrnn.elman(2, activation=jax.nn.identity, use_bias=False)
-        >>> params = jaxrnn.cells.ElmanParams(jnp.ones((1, 2)), jnp.diag(jnp.array([0.5, 2.0])), None)
+        >>> kernel = jnp.diag(jnp.array([0.5, 2.0]))
+        >>> params = jaxrnn.cells.ElmanParams(jnp.ones((1, 2)), kernel, None)
         >>> jaxrnn.diagnostics.jacobian_spectrum(cell, params, jnp.zeros((10, 1)), lags=[1, 3])
         Array([[2.   , 0.5  ],
                [8.   , 0.125]], dtype=float32)
@@ -100,8 +101,8 @@ def jacobian_spectrum(
     expected = available if num_values is None else _check.size("num_values", num_values)
     if expected > available:
         raise ValueError(
-            f"num_values: got {expected}, expected at most {available}, the number of floats in one "
-            "sequence's state"
+            f"num_values: got {expected}, expected at most {available}, the number of floats in "
+            "one sequence's state"
         )
     # Where the iteration's vectors are nearly all that there are, it is no gain.
     few = 3 * _block(expected) < available

@@ -120,7 +120,8 @@ def lyapunov_exponents(
 
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> cell = jaxrnn.elman(2, activation=jax.nn.identity, use_bias=False)
-        >>> params = jaxrnn.cells.ElmanParams(jnp.ones((1, 2)), jnp.diag(jnp.array([0.5, 2.0])), None)
+        >>> kernel = jnp.diag(jnp.array([0.5, 2.0]))
+        >>> params = jaxrnn.cells.ElmanParams(jnp.ones((1, 2)), kernel, None)
         >>> spectrum = jaxrnn.diagnostics.lyapunov_exponents(
         ...     cell, params, jnp.zeros((100, 1)), burn_in=50
         ... )

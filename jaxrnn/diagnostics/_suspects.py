@@ -55,7 +55,10 @@ class Run(NamedTuple):
 
 
 class Suspect(NamedTuple):
-    """A possible cause with its evidence, and a remedy; `apply_remedy` is None where none can be tried."""
+    """A possible cause with its evidence, and a remedy.
+
+    `apply_remedy` is None where none can be tried.
+    """
 
     cause: Cause
     evidence: str

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from jaxrnn._affine import align
 from jaxrnn._cell import Cell, checked_cell
 from jaxrnn._dtypes import at_least_float32
 from jaxrnn._gates import check_one_gate_each
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.wrappers._wrap import (
     checked_split_step,
     inner_learned_state,
@@ -28,7 +29,15 @@ _EPSILON = 1e-5
 
 
 class LayerNormParams(NamedTuple):
-    """A cell's params, and gains and a shift, packed as the cell packs its gates."""
+    """A cell's params, and gains and a shift, packed as the cell packs its gates.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.wrappers.layer_norm(jaxrnn.gru(64))
+        >>> params = cell.init(jax.random.key(0), input_size=32)
+        >>> params.input_gain.shape
+        (192,)
+    """
 
     cell: Any
     input_gain: Float[Array, "G*H"]
