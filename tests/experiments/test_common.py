@@ -11,9 +11,11 @@ import pytest
 
 import experiments
 from experiments import _common
+from experiments.benchmark.__main__ import COMMANDS
 
 ROOT = Path(experiments.__path__[0])
 NAMES = sorted(path.stem for path in ROOT.glob("[a-z]*.py"))
+NAMES += [f"benchmark.{command}" for command in COMMANDS if command != "report"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -53,6 +55,7 @@ def test_threads_do_not_hold_up_an_interrupt():
     code = """
 import os, signal, time
 from experiments import _common
+from experiments.benchmark.__main__ import COMMANDS
 signal.signal(signal.SIGINT, signal.default_int_handler)
 def work(_):
     os.kill(os.getpid(), signal.SIGINT)
