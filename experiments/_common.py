@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.patheffects import withStroke
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -153,10 +155,35 @@ def encode(text: str, *, max_symbols: int = 128) -> tuple[np.ndarray, list[str]]
     return np.array([index.get(c, rare) for c in text], np.int32), vocabulary
 
 
+def read_codes(path: Path | None, *, longest: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return a text as integers, nine tenths and the last one, and its symbols.
+
+    Raises:
+        SystemExit: as `read_text`, or if the text has one symbol only, or its last tenth is no
+            longer than `longest` characters.
+    """
+    codes, vocabulary = encode(read_text(path))
+    if len(vocabulary) < 2:
+        sys.exit(f"--text: got one symbol only, {vocabulary[0]!r}, expected two or more")
+    cut = len(codes) * 9 // 10
+    if len(codes) - cut <= longest:
+        sys.exit(
+            f"--text: got {len(codes):,} characters, expected more than {10 * longest:,}, as "
+            f"passages of {longest:,} are taken from its last tenth"
+        )
+    return codes[:cut], codes[cut:], vocabulary
+
+
 def print_progress(line: str) -> None:
     """Print a line where `jaxrnn.fit` shows no progress bar: anywhere but on a terminal."""
     if not sys.stderr.isatty():
         print(line, flush=True)
+
+
+def progress_bar(total: float) -> Any:
+    """Return a bar with the time that is left, on a terminal; `update` it by parts of the total."""
+    bar = "{percentage:3.0f}%|{bar:30}| {elapsed} gone, {remaining} left"
+    return tqdm(total=total, bar_format=bar, disable=None)
 
 
 def print_table(rows: Rows) -> None:
@@ -169,6 +196,39 @@ def markdown_table(rows: pd.DataFrame) -> str:
     align = ["right" if pd.api.types.is_numeric_dtype(kind) else "left" for kind in rows.dtypes]
     texts = _known(rows).map(_brief)
     return texts.to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
+def label_ends(axes: Any, ends: Iterable[tuple[float, str, str]], *, gap: float = 0.05) -> None:
+    """Write texts to the right of axes, at lines' last values, and apart from one another.
+
+    Args:
+        axes: with their limits and scale set.
+        ends: a value on the y axis, a text and a colour for each.
+        gap: the least distance between two texts, as a share of the axes' height.
+    """
+    to_share = axes.transData + axes.transAxes.inverted()
+    placed = sorted((to_share.transform((1.0, y))[1], text, color) for y, text, color in ends)
+    height = -np.inf
+    heights = []
+    for share, _, _ in placed:
+        height = max(share, height + gap)
+        heights.append(height)
+    # Back down where the topmost were pushed out of the axes.
+    ceiling = 1.0
+    for place in reversed(range(len(heights))):
+        heights[place] = ceiling = min(heights[place], ceiling)
+        ceiling -= gap
+    for height, (_, text, color) in zip(heights, placed, strict=True):
+        write(axes, text, (1.0, height), (5, 0), color=color, xycoords="axes fraction", va="center")
+
+
+def write(
+    axes: Any, text: str, place: tuple[float, float], offset: tuple[float, float], **look: Any
+) -> None:
+    """Write a bold text at some points' distance from a place, on a white edge that sets it off."""
+    look = {"weight": "bold", "annotation_clip": False, **look}
+    edge = withStroke(linewidth=3, foreground="white")
+    axes.annotate(text, place, offset, textcoords="offset points", path_effects=[edge], **look)
 
 
 def _known(rows: Rows) -> pd.DataFrame:

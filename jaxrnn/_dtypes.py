@@ -1,5 +1,6 @@
 """What types arrays are carried and added up in: dtypes, and what differs between devices."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,15 +9,32 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxrnn._types import Array
+
 
 def at_least_float32_dtype(dtype: Any) -> np.dtype:
     """Return a floating or complex dtype, or float32 instead of one with fewer bits."""
     return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
-def at_least_float32(array: jax.Array) -> jax.Array:
+def at_least_float32(array: Array) -> Array:
     """Return an array in float32 at least: sums and squares overflow 16 bits, or vanish in them."""
     return array.astype(at_least_float32_dtype(array.dtype))
+
+
+def global_norm(tree: PyTree) -> jax.Array:
+    """Return the Euclidean norm of all arrays in a tree, in float32 at least.
+
+    Scaled by the largest entry first, whose square might overflow, or vanish.
+    """
+    leaves = [jnp.abs(at_least_float32(leaf)) for leaf in jax.tree.leaves(tree) if leaf.size]
+    if not leaves:
+        return jnp.zeros(())
+    dtype = max((leaf.dtype for leaf in leaves), key=lambda dtype: jnp.finfo(dtype).bits)
+    leaves = [leaf.astype(dtype) for leaf in leaves]
+    largest = functools.reduce(jnp.maximum, map(jnp.max, leaves))
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return scale * jnp.sqrt(sum(jnp.square(leaf / scale).sum() for leaf in leaves))
 
 
 def without_weak_types(tree: PyTree) -> PyTree:
@@ -28,7 +46,7 @@ def without_weak_types(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), tree)
 
 
-def pvary_like(tree: PyTree, array: jax.Array) -> PyTree:
+def pvary_like(tree: PyTree, array: Array) -> PyTree:
     """Mark a tree as varying over the devices that `array` varies over.
 
     In `jax.shard_map` a loop refuses to carry what is the same on all devices at first only.
@@ -44,7 +62,7 @@ def pvary_like(tree: PyTree, array: jax.Array) -> PyTree:
     return jax.tree.map(pvary, tree)
 
 
-def distributed_like(state: PyTree, inputs: jax.Array) -> PyTree:
+def distributed_like(state: PyTree, inputs: Array) -> PyTree:
     """Return a state `(*batch, ...)` distributed over devices as inputs `(T, *batch, I)` are.
 
     A mesh whose axes are explicit makes the division of an array a part of its type, which a loop's

@@ -137,6 +137,59 @@ def test_after_a_bad_step_training_can_go_on_otherwise(tmp_path):
     equal(result, start(batches=data.at[3].set(0.0)))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"params": {"kernel": jnp.array([1.0, 2.0])}},
+        {"params": {"kernel": jnp.array([1.0, np.nextafter(np.float32(-1), np.float32(0))])}},
+        {"carry": jnp.ones(3)},
+        {"optimizer": optax.inject_hyperparams(optax.sgd)(0.2)},
+    ],
+    ids=["params", "one bit of params", "carry", "learning rate"],
+)
+def test_a_run_that_began_elsewhere_is_refused(tmp_path, change):
+    def loss(params, carry, batch, key):
+        return square(params, batch, key), carry
+
+    settings = {
+        "loss": loss,
+        "carry": jnp.zeros(3),
+        "optimizer": optax.inject_hyperparams(optax.sgd)(0.1),
+    }
+    whole = start(tmp_path, **settings)
+    with pytest.raises(ValueError, match=r"params: got parameters, .*began with"):
+        start(tmp_path, **{**settings, **change})
+    equal(start(tmp_path, **settings), whole)
+
+
+def test_two_runs_do_not_write_to_one_directory(tmp_path):
+    def another(step, result):
+        with pytest.raises(OSError, match="to which another run is writing"):
+            start(tmp_path, steps=9)
+
+    equal(start(tmp_path, on_report=another), start())
+    assert "step_00000008" in folders(tmp_path)
+
+
+def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
+    class Full:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def close(self):
+            pass
+
+        def save(self, *_):
+            raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+    monkeypatch.setattr(_checkpoints, "_orbax_checkpointer", Full)
+    with pytest.raises(OSError, match=r"step_00000002 can't be written: .*No space left"):
+        start(tmp_path)
+
+
 # Checkpoints that are damaged -------------------------------------------------------------------
 
 
@@ -156,7 +209,8 @@ def damage(path, how):
 def snapshot(step):
     state = jaxrnn.training.init_train_state({"kernel": jnp.full(3, float(step))}, optax.adam(0.1))
     history = jaxrnn.training.Metrics(*[np.arange(step, dtype=np.float32)] * 2)
-    return _checkpoints.Snapshot(KEY, None, state._replace(step=jnp.array(step)), history)
+    begun = np.zeros(32, np.uint8)  # where every snapshot here began
+    return _checkpoints.Snapshot(KEY, None, begun, state._replace(step=jnp.array(step)), history)
 
 
 def test_damage_to_any_file_is_found_and_the_one_before_is_taken(tmp_path):

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from experiments.guide import blocks
+from tests.pages import find, names, without_numbers
+
 README = Path(__file__).parents[1] / "README.md"
-FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.M | re.S)
+FENCED = blocks(README)
 BLOCKS = [text for language, text in FENCED if language == "python"]
 
 
@@ -35,24 +38,15 @@ def test_its_code_runs(capsys, monkeypatch, tmp_path):
     assert without_numbers(shown) == without_numbers(str(namespace["found"]))
 
 
-def without_numbers(text):
-    """Return a text's words, without what the last digits of a float32 may change."""
-    return re.sub(r"\d[\d.]*(e-?\d+)?", "#", text).split()
-
-
 @pytest.mark.parametrize("block", list(filter(of_its_own, BLOCKS)))
 def test_its_code_runs_on_two_devices(block):
     check = "\nassert outputs.shape == (100, 16, 128)\nassert len(outputs.devices()) == 2\n"
     subprocess.run([sys.executable, "-c", block + check], cwd=README.parent, check=True)
 
 
-@pytest.mark.parametrize("name", re.findall(r"`jaxrnn\.([a-zA-Z_.]+)", README.read_text("utf-8")))
+@pytest.mark.parametrize("name", names(README.read_text("utf-8")))
 def test_its_names_exist(name):
-    import jaxrnn
-
-    value = jaxrnn
-    for part in name.strip(".").split("."):
-        value = getattr(value, part)
+    find(name)
 
 
 def test_its_files_exist():

@@ -334,7 +334,7 @@ def test_fit_trains_window_by_window_with_overlap():
         (
             {"model": dataclasses.replace(jaxrnn.rnn(jaxrnn.gru(H)), recurrent=False), "k2": 3},
             ValueError,
-            "model: got .*, which has a state and heeds no mask",
+            "model: .* is stateful but ignores `mask`",
         ),
         ({"inputs": np.ones((T, B, 3))}, ValueError, r"inputs: got float64\[12, 2, 3\], whose val"),
         ({"params": np.ones(3)}, ValueError, r"params: got float64\[3\], whose values change"),
@@ -403,7 +403,7 @@ def test_bad_input_of_initial_carry(inputs):
                     ).initial_carry(x)
                 },
                 ValueError,
-                r"carry.inputs: got .*, expected float32\[1, 2, 3\] for the k2 - k1 = 1 steps before",
+                r"carry.inputs: got .*, expected float32\[1, 2, 3\] for the k2 - k1 = 1 steps",
             )
             for k2, x in [
                 (4, jnp.ones((2, B, 3))),

@@ -29,9 +29,12 @@ class Batches(NamedTuple):
 
 
 def make_batches(
-    batches: Callable[[PRNGKeyArray], PyTree] | PyTree, sharding: PyTree | None, key: PRNGKeyArray
+    batches: Callable[[PRNGKeyArray], PyTree] | PyTree, sharding: PyTree | None, key: Any
 ) -> Batches:
-    """Check what `fit` was given, and put data where they belong."""
+    """Check what `fit` was given, and put data where they belong.
+
+    The key may be its shape and dtype.
+    """
     period = None if callable(batches) else _count(batches)
 
     def take(step, key, data):
@@ -56,11 +59,23 @@ def make_batches(
 
 
 def _count(batches: PyTree) -> Int[np.ndarray, ""]:
+    loader = hasattr(batches, "__next__") or hasattr(batches, "dataset")
+    if loader or isinstance(batches, list):
+        advice = (
+            "with a data loader loop over jaxrnn.train_step"
+            if loader
+            else "join a list of batches by numpy.stack, leaf by leaf"
+        )
+        raise TypeError(
+            f"batches: got {_check.describe(batches)}, expected a function of a key, or arrays "
+            f"whose first axis counts batches; {advice}"
+        )
+    _check.arrays("batches", batches)
     leaves = jax.tree.leaves(batches)
     if not leaves or not all(getattr(leaf, "shape", ()) for leaf in leaves):
         raise TypeError(
-            f"batches: got {_check.describe(batches)}, expected a function of a key, or arrays whose "
-            "first axis counts batches"
+            f"batches: got {_check.describe(batches)}, expected a function of a key, or arrays "
+            "whose first axis counts batches"
         )
     lengths = {leaf.shape[0] for leaf in leaves}
     if len(lengths) > 1 or 0 in lengths:

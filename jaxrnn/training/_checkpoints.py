@@ -5,6 +5,7 @@ them, and last, in one stroke, the digests of all these files. So a checkpoint w
 cut off, and one with other digests is damaged.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,6 +14,7 @@ import re
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +26,11 @@ from jaxtyping import PRNGKeyArray
 
 from jaxrnn import _check
 from jaxrnn.training._step import Metrics, TrainState
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where nothing is locked
+    fcntl = None
 
 _LEAVES, _NAMES, _DIGESTS = "leaves", "leaves.json", "SHA256SUMS"
 # With what stands there while they are written.
@@ -38,9 +45,11 @@ class Checkpoints:
     what it would have returned. A checkpoint that is damaged, or whose writing was cut off, is
     passed over with a warning, and so is a folder of another program, which is never removed.
     If such a folder has the name of a checkpoint to come, that is an error before training starts.
-    One of another run, with other parameters, optimizer state, carry, key or number of batches, is
-    an error that names the first leaf that is different; what a loss or an optimizer computes is
-    not in a checkpoint. It needs Orbax: `pip install "jaxrnn[checkpoints]"`.
+    One of another run is an error: with a key, a number of batches, or parameters, a carry or an
+    optimizer state to begin with that are others, such as another learning rate of
+    `optax.inject_hyperparams`. What a loss or an optimizer computes is not in a checkpoint.
+
+    It needs Orbax: `pip install "jaxrnn[checkpoints]"`.
 
     With several processes the first writes, and all read, so the directory must be one that they
     share. A run may go on with another number of devices or processes; then it is the same up to
@@ -86,8 +95,39 @@ class Snapshot(NamedTuple):
 
     key: PRNGKeyArray
     batches: np.ndarray | None
+    start: np.ndarray
     state: TrainState
     history: Metrics
+
+
+def digest(state: TrainState) -> np.ndarray:
+    """Return the SHA-256 of a train state's numbers, which tells a run's start from another's."""
+    sha = hashlib.sha256()
+    for name, leaf in _named_leaves(state).items():
+        sha.update(f"{name} {_check.describe(leaf)}".encode())
+        sha.update(np.ascontiguousarray(_as_numpy(leaf)).tobytes())
+    return np.frombuffer(sha.digest(), np.uint8)
+
+
+@contextlib.contextmanager
+def locked(checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Keep other processes from writing to the same directory; a lock ends with its process."""
+    if checkpoints is None or fcntl is None or jax.process_index() != 0:
+        yield
+        return
+    directory = Path(checkpoints.directory).absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise OSError(
+            f"checkpoints: got the directory {directory}, to which another run is writing, "
+            "expected one of its own for each run"
+        ) from None
+    finally:
+        os.close(descriptor)
 
 
 def save(checkpoints: Checkpoints, snapshot: Snapshot) -> None:
@@ -138,8 +178,8 @@ def restore(checkpoints: Checkpoints, start: Snapshot) -> Snapshot:
     if jax.process_count() > 1:
         multihost_utils.assert_equal(
             found.state.step,
-            f"checkpoints: got other ones in other processes, expected {checkpoints.directory} to be "
-            "a directory that they share",
+            f"checkpoints: got other ones in other processes, expected {checkpoints.directory} to "
+            "be a directory that they share",
         )
     return found
 
@@ -192,8 +232,11 @@ def _write(folder: Path, arrays: dict[str, np.ndarray], described: dict[str, str
     _check_free(folder)
     _remove(folder)
     folder.mkdir(parents=True)
-    with _orbax_checkpointer() as orbax:
-        orbax.save(folder / _LEAVES, arrays)
+    try:
+        with _orbax_checkpointer() as orbax:
+            orbax.save(folder / _LEAVES, arrays)
+    except ValueError as error:  # what TensorStore raises on a full disk
+        raise OSError(f"checkpoints: {folder} can't be written: {error}") from error
     (folder / _NAMES).write_text(json.dumps(described, indent=1))
     unfinished = folder / f"{_DIGESTS}.unfinished"
     lines = (f"{digest}  {name}\n" for name, digest in sorted(_digests(folder).items()))
@@ -219,6 +262,12 @@ def _load(folder: Path, start: Snapshot) -> Snapshot:
                 f"{name}: got {_as_numpy(expected[name])}, expected {arrays[name]} as in the "
                 f"checkpoint {folder}"
             )
+    if not np.array_equal(start.start, arrays["start"]):
+        raise ValueError(
+            "params: got parameters, a carry or optimizer settings, such as a learning rate, other "
+            f"than those that the run of the checkpoint {folder} began with, expected the same, or "
+            "another directory for another run"
+        )
     leaves = [_like(leaf, arrays[name]) if leaf.size else leaf for name, leaf in expected.items()]
     return jax.tree.unflatten(jax.tree.structure(start), leaves)
 
@@ -298,7 +347,7 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _named_leaves(snapshot: Snapshot) -> dict[str, Any]:
+def _named_leaves(snapshot: Snapshot | TrainState) -> dict[str, Any]:
     """Return the leaves by name, such as params['kernel']."""
     leaves = jax.tree_util.tree_leaves_with_path(snapshot)
     names = (jax.tree_util.keystr(path) for path, _ in leaves)

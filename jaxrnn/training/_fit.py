@@ -13,7 +13,16 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from jaxrnn import _check
 from jaxrnn._dtypes import without_weak_types
 from jaxrnn.training._batches import Batches, make_batches
-from jaxrnn.training._checkpoints import Checkpoints, Snapshot, check_writable, restore, save
+from jaxrnn.training._checkpoints import (
+    Checkpoints,
+    Snapshot,
+    check_writable,
+    digest,
+    locked,
+    restore,
+    save,
+)
+from jaxrnn.training._loop import key_at, set_index, step_keys
 from jaxrnn.training._non_finite import accept_or_reject, first_bad_leaf, non_finite_error
 from jaxrnn.training._progress import progress_bar
 from jaxrnn.training._result import FitResult
@@ -118,16 +127,17 @@ def fit(
         _check.function("on_report", on_report)
     if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
         raise TypeError(
-            f"checkpoints: got {_check.describe(checkpoints)}, expected jaxrnn.training.Checkpoints(directory)"
+            f"checkpoints: got {_check.describe(checkpoints)}, expected "
+            "jaxrnn.training.Checkpoints(directory)"
         )
     step = train_step(loss, optimizer, clip_norm=clip_norm)
     source = make_batches(batches, sharding, key)
     state = without_weak_types(init_train_state(params, optimizer, carry=carry))
     dtypes = _dtypes_of_metrics(step, source, state, key)
-    run = _make_run(step, source, dtypes, report_every)
+    run = _make_run(step, source, dtypes, report_every, key)
 
     no_history = Metrics(*(np.zeros(0, dtype) for dtype in dtypes))
-    now = Snapshot(key, source.period, state, no_history)
+    now = Snapshot(key, source.period, digest(state), state, no_history)
     if checkpoints is not None:
         now = restore(checkpoints, now)
     total = int(now.state.step)
@@ -141,10 +151,10 @@ def fit(
     everywhere = functools.partial(put_everywhere, shardings=source.shardings)
     key, now = everywhere(key), now._replace(state=everywhere(now.state))
     pauses = [report_every] if checkpoints is None else [report_every, checkpoints.every]
-    with progress_bar(total, steps, progress) as bar:
+    with locked(checkpoints), progress_bar(total, steps, progress) as bar:
         while total < steps:
             count = min(steps - total, *(every - total % every for every in pauses))
-            keys = keys_of_steps(key, total, report_every)
+            keys = step_keys(key, total, report_every)
             done, state, history, good = run(now.state, count, keys, source.data)
             now = now._replace(state=state, history=_extended(now.history, history, int(done)))
             total += int(done)
@@ -153,7 +163,8 @@ def fit(
             if on_report is not None and (total % report_every == 0 or total == steps or not good):
                 on_report(total, _result(now))
             if not good:
-                leaf = first_bad_leaf(loss, step, source, state, keys[int(done) - 1])
+                bad_keys = key_at(int(done) - 1, keys, key)
+                leaf = first_bad_leaf(loss, step, source, state, bad_keys)
                 raise non_finite_error(_result(now), total - 1, leaf)
             # After the report: one that fails, on a full disk, say, is made again when the run is.
             if checkpoints is not None and (total % checkpoints.every == 0 or total == steps):
@@ -161,11 +172,13 @@ def fit(
     return _result(now)
 
 
-def _make_run(step: Any, source: Batches, dtypes: Metrics, most: int) -> Callable[..., Any]:
+def _make_run(
+    step: Any, source: Batches, dtypes: Metrics, most: int, kind: PRNGKeyArray
+) -> Callable[..., Any]:
     """Make the program that makes up to `most` training steps, and stops at one that goes bad.
 
     A while loop, so that one compiled program serves any number of steps, and ends at once when
-    there is nothing left to train.
+    there is nothing left to train. Its keys are of the kind of another one.
     """
 
     @jax.jit
@@ -176,7 +189,7 @@ def _make_run(step: Any, source: Batches, dtypes: Metrics, most: int) -> Callabl
 
         def body(loop):
             done, state, history, _ = loop
-            batch_key, loss_key = keys[done]
+            batch_key, loss_key = key_at(done, keys, kind)
             new_state, metrics = step(state, source.take(state.step, batch_key, data), loss_key)
             state, good = accept_or_reject(state, new_state, metrics)
             history = jax.tree.map(functools.partial(set_index, done), history, metrics)
@@ -203,20 +216,8 @@ def _extended(history: Metrics, more: Metrics, count: int) -> Metrics:
 
 
 def _result(now: Snapshot) -> FitResult:
-    state, history = now.state, now.history
+    """Return the result so far, with a history of its own: `on_report` may change it."""
+    state, history = now.state, Metrics(*map(np.copy, now.history))
     return FitResult(
         state.params, state.optimizer_state, state.carry, history.loss, history.gradient_norm
     )
-
-
-# A program of its own, compiled once for all calls of `fit` rather than in each one's loop.
-@functools.partial(jax.jit, static_argnames="count")
-def keys_of_steps(key: PRNGKeyArray, start: Array, count: int) -> PRNGKeyArray:
-    """Return the keys of `count` steps, `(count, 2)`: for each its batch's and its loss's."""
-    fold = jax.vmap(lambda step: jax.random.split(jax.random.fold_in(key, step)))
-    return fold(start + jnp.arange(count))
-
-
-def set_index(number: Array, array: Array, value: Array) -> Array:
-    """Return an array with another entry at a number, which may be traced."""
-    return lax.dynamic_update_index_in_dim(array, value, number, axis=0)

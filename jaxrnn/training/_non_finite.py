@@ -40,7 +40,7 @@ def first_bad_leaf(
     step: Callable[[TrainState, PyTree, PRNGKeyArray], tuple[TrainState, Metrics]],
     batches: Batches,
     state: TrainState,
-    keys: PRNGKeyArray,
+    keys: tuple[Any, ...],
 ) -> str:
     """Make a bad step once more, and say what in it went bad first.
 

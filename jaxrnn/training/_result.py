@@ -1,6 +1,6 @@
 """What training returns, and what it raises where there is nothing good to return."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, PyTree
@@ -40,3 +40,6 @@ class NonFiniteError(FloatingPointError):
         self.result = result
         self.step = step
         self.leaf = leaf
+
+    def __reduce__(self) -> Any:
+        return type(self), (*self.args, self.result, self.step, self.leaf)

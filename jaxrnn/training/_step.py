@@ -1,5 +1,6 @@
 """One training step with optax, as a pure function."""
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
-from jaxrnn._dtypes import at_least_float32
+from jaxrnn._dtypes import at_least_float32, global_norm
 
 if TYPE_CHECKING:
     import optax
@@ -51,8 +52,10 @@ def train_step(
             `(params, carry, batch, key) -> (scalar, carry)`. A carry, such as a recurrent state,
             passes from step to step, and no gradient passes through it.
         optimizer: an optax optimizer. If the loss or the gradient's norm is not finite, it is given
-            a gradient of NaN, which `optax.apply_if_finite` refuses. One that wants the loss's
-            `value`, such as `optax.contrib.reduce_on_plateau`, is given it.
+            a gradient of NaN, which `optax.apply_if_finite` refuses. One that takes more than the
+            gradient is given the loss as `value`, the unclipped gradient as `grad`, and functions
+            of the params `value_fn` and `grad_fn` on the same batch and key, as `optax.lbfgs` and
+            `optax.contrib.sam` want them.
         clip_norm: the longest global gradient norm let through; None for any.
 
     Returns:
@@ -113,27 +116,40 @@ def _train_step(loss, optimizer, clip_norm):
     _check_optimizer(optimizer)
     least = float(jnp.finfo(jnp.float32).tiny)  # what is smaller may be 0 on the device
     if clip_norm is not None and _check.number("clip_norm", clip_norm, low=0.0) < least:
-        raise ValueError(f"clip_norm: got {clip_norm}, expected more: nothing would be learnt")
+        raise ValueError(
+            f"clip_norm: {clip_norm} underflows to 0 in float32 and would stop all learning"
+        )
 
     slope = loss_and_gradient(loss)
-    update = optax.with_extra_args_support(optimizer).update
+    update = _update_of(optimizer)
 
     def step(state: TrainState, batch: PyTree, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
         if not isinstance(state, TrainState):
             raise TypeError(
                 f"train_state: got {_check.describe(state)}, expected what init_train_state returns"
             )
-        (value, carry), gradient = slope(state, batch, _check.key("key", key))
-        gradient = jax.tree.map(jnp.conj, gradient)
-        norm = optax.tree.norm(jax.tree.map(at_least_float32, gradient))
-        limit = 1.0
+        _check.key("key", key)
+
+        def measure(params: PyTree) -> tuple[tuple[Array, PyTree], PyTree]:
+            (value, carry), gradient = slope(state._replace(params=params), batch, key)
+            return (value, carry), jax.tree.map(jnp.conj, gradient)
+
+        (value, carry), raw = measure(state.params)
+        norm = global_norm(raw)
+        limit = jnp.ones_like(norm)
         if clip_norm is not None:
             limit = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
         # A gradient clipped by an infinite norm would be zero, and a bad step pass for a good one.
         scale = jnp.where(jnp.isfinite(value) & jnp.isfinite(norm), limit, jnp.nan)
-        gradient = jax.tree.map(lambda leaf: (leaf * scale).astype(leaf.dtype), gradient)
+        gradient = jax.tree.map(lambda leaf: _scaled(leaf, scale), raw)
         updates, optimizer_state = update(
-            gradient, state.optimizer_state, state.params, value=value
+            gradient,
+            state.optimizer_state,
+            state.params,
+            value=value,
+            grad=raw,
+            value_fn=lambda params: measure(params)[0][0],
+            grad_fn=lambda params, _: measure(params)[1],
         )
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, optimizer_state, carry), Metrics(value, norm)
@@ -141,9 +157,38 @@ def _train_step(loss, optimizer, clip_norm):
     return step
 
 
+def _update_of(optimizer: Any) -> Callable[..., Any]:
+    """Return the optimizer's update, which is given those of our arguments that it takes.
+
+    Whatever takes any gets what line searches want: these hand on the rest to the loss.
+    """
+    parameters = inspect.signature(optimizer.update).parameters.values()
+    names = {parameter.name for parameter in parameters}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        names |= {"value", "grad", "value_fn"}
+
+    def update(gradient: PyTree, state: PyTree, params: PyTree, **given: Any) -> Any:
+        taken = {name: value for name, value in given.items() if name in names}
+        try:
+            return optimizer.update(gradient, state, params, **taken)
+        except TypeError as error:
+            error.add_note(f"in the update of optimizer, which train_step gives {sorted(given)}")
+            raise
+
+    return update
+
+
+def _scaled(leaf: Array, scale: Float[Array, ""]) -> Array:
+    """Return a leaf times a number that may be too small for its dtype, or too large."""
+    wide = at_least_float32(leaf)
+    return (wide * scale.astype(wide.real.dtype)).astype(leaf.dtype)
+
+
 def _check_optimizer(optimizer: Any) -> None:
     if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
-        raise TypeError(f"optimizer: got {_check.describe(optimizer)}, expected one of optax's")
+        raise TypeError(
+            f"optimizer: got {_check.describe(optimizer)}, expected an optax.GradientTransformation"
+        )
 
 
 def loss_and_gradient(
@@ -152,6 +197,7 @@ def loss_and_gradient(
     """Make `(train_state, batch, key) -> (loss, carry), gradient`, carry None if there is none."""
 
     def loss_and_carry(params, carry, batch, key):
+        _check_arguments(loss, 3 if carry is None else 4)
         if carry is None:
             return _check.scalar("loss", loss(params, batch, key)), None
         returned = loss(params, carry, batch, key)
@@ -163,3 +209,19 @@ def loss_and_gradient(
 
     gradient = jax.value_and_grad(loss_and_carry, has_aux=True)
     return lambda state, batch, key: gradient(state.params, state.carry, batch, key)
+
+
+def _check_arguments(loss: Callable[..., Any], count: int) -> None:
+    """Raise unless a loss can be called with so many arguments, as far as its signature tells."""
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*range(count))
+    except TypeError as error:
+        expected = "(params, batch, key)" if count == 3 else "(params, carry, batch, key)"
+        given = "without a carry" if count == 3 else "with a carry"
+        raise TypeError(
+            f"loss: got one of arguments {signature}, expected {expected} for training {given}"
+        ) from error

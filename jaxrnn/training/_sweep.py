@@ -16,7 +16,7 @@ from jaxrnn import _check
 from jaxrnn._dtypes import without_weak_types
 from jaxrnn._jaxpr import bytes_written
 from jaxrnn.training._batches import Batches, make_batches
-from jaxrnn.training._fit import keys_of_steps, set_index
+from jaxrnn.training._loop import key_at, set_index, step_keys
 from jaxrnn.training._non_finite import accept_or_reject
 from jaxrnn.training._progress import progress_bar
 from jaxrnn.training._result import FitResult
@@ -115,7 +115,7 @@ def sweep(
         "settings",
         [leaf for leaf in jax.tree.leaves(settings) if _check.has_kind(leaf, jnp.integer)],
     )
-    source = make_batches(batches, None, key[0] if own_keys else key)
+    source = make_batches(batches, None, _one_key(key) if own_keys else key)
 
     init_keys, fit_key = _split(key) if own_keys else jax.random.split(key)
     if not own_keys:
@@ -123,9 +123,9 @@ def sweep(
     mesh = _mesh(members)
     run = _make_run(setup, source, clip_norm, report_every)
     run = _over_members(run, mesh, (0, 0, 0 if own_keys else None, 0, None, None, None))
-    of_steps = _keys_of_members if own_keys else keys_of_steps
+    keys_of_steps = _member_step_keys if own_keys else step_keys
     settings = jax.tree.map(jnp.asarray, settings)
-    member = _start(setup, carry, settings, init_keys)
+    member = _start(setup, carry, settings, jax.random.clone(init_keys))
     # Divided as `run` returns it, which would else be compiled a second time. Not by the program
     # itself, which with jaxlib 0.7 then crashes where it factorises matrices.
     member = jax.device_put(member, NamedSharding(mesh, PartitionSpec(_AXIS)))
@@ -139,8 +139,9 @@ def sweep(
     with progress_bar(0, steps, progress) as bar:
         for total in range(0, steps, report_every):
             count = min(report_every, steps - total)
-            keys = of_steps(fit_key, total, report_every)
-            member, history = run(settings, init_keys, keys, member, total, count, source.data)
+            keys = keys_of_steps(fit_key, total, report_every)
+            again = jax.random.clone(init_keys)
+            member, history = run(settings, again, keys, member, total, count, source.data)
             histories.append(Metrics(*(np.asarray(array)[:, :count] for array in history)))
             bar.update(count)
             bar.set_postfix(loss=f"{np.median(histories[-1].loss[:, -1]):.4g}")
@@ -180,7 +181,7 @@ def _make_run(
 
         def advance(done, member):
             state, alive = member
-            batch_key, loss_key = keys[done]
+            batch_key, loss_key = key_at(done, keys, key)
             # Not `state.step`, of which each member has one: all would gather their own batch.
             batch = source.take(total + done, batch_key, data)
             new_state, metrics = step(state, batch, loss_key)
@@ -257,8 +258,8 @@ def _better_together(one: Callable[[list[PyTree]], PyTree], members: list[PyTree
 
 # One after the other: a program for all at once takes four times as long to compile.
 @functools.partial(jax.jit, static_argnames="count")
-def _keys_of_members(keys: PRNGKeyArray, start: Array, count: int) -> PRNGKeyArray:
-    return lax.map(lambda key: keys_of_steps(key, start, count), keys)
+def _member_step_keys(keys: PRNGKeyArray, start: Array, count: int) -> Array:
+    return lax.map(lambda key: step_keys(key, start, count), keys)
 
 
 @jax.jit
@@ -266,11 +267,16 @@ def _split(keys: PRNGKeyArray) -> PRNGKeyArray:
     return jax.vmap(jax.random.split, out_axes=1)(keys)
 
 
+def _one_key(keys: PRNGKeyArray) -> jax.ShapeDtypeStruct:
+    """Return the shape and dtype of one of several keys, without a use of it."""
+    return jax.ShapeDtypeStruct(keys.shape[1:], keys.dtype)
+
+
 def _has_own_keys(key: Any) -> bool:
     """Return whether these are several keys, of either kind that JAX has, and not one."""
     typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     own = getattr(key, "ndim", 0) == (1 if typed else 2)
-    _check.key("key", key[0] if own and key.shape[0] else key)
+    _check.key("key", _one_key(key) if own and key.shape[0] else key)
     return own
 
 

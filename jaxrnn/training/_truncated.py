@@ -83,13 +83,13 @@ class TruncatedLoss:
             )
         if self.k2 > self.k1 and not self.model.recurrent and jax.tree.leaves(state):
             raise ValueError(
-                f"model: got {self.model!r}, which has a state and heeds no mask, expected one that "
-                f"heeds it, or k2={self.k2} to be k1={self.k1}"
+                f"model: {self.model!r} is stateful but ignores `mask`; use rnn() or serial(), or "
+                f"set k2 equal to k1={self.k1}"
             )
         # NumPy's 64 bits are 32 here, unless they are enabled.
         kept = jnp.zeros((self.k2 - self.k1, *inputs.shape[1:]), jnp.result_type(inputs))
-        never = jnp.zeros(_steps_and_batch(kept), bool)
-        return TruncatedCarry(without_weak_types(state), kept, never, never)
+        none = jnp.zeros(_steps_and_batch(kept), bool)
+        return TruncatedCarry(without_weak_types(state), kept, none, jnp.copy(none))
 
     def __call__(
         self,
@@ -323,7 +323,7 @@ def _sum_windows(
         return (carry, state, *jax.tree.map(jnp.add, totals, [value, gradient])), None
 
     carry = pvary_like(carry, jax.tree.leaves(sequence)[0])
-    first = jax.tree.map(lambda leaf: leaf[0], (windows, keys))
+    first = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), (windows, keys))
     (value, _), gradient = jax.eval_shape(differentiate, params, carry, *first)
     value, gradient = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (value, gradient)
