@@ -55,7 +55,6 @@ def test_threads_do_not_hold_up_an_interrupt():
     code = """
 import os, signal, time
 from experiments import _common
-from experiments.benchmark.__main__ import COMMANDS
 signal.signal(signal.SIGINT, signal.default_int_handler)
 def work(_):
     os.kill(os.getpid(), signal.SIGINT)
