@@ -1,18 +1,18 @@
 """What the experiments share: arguments, text, tables, files and the look of figures."""
 
 import argparse
-import csv
 import signal
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 mpl.use("Agg")
@@ -21,6 +21,8 @@ from matplotlib.patheffects import withStroke
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# A table, or what makes one: a dict of names and values for each row.
+Rows = pd.DataFrame | Sequence[dict[str, Any]]
 
 # One colour for each cell in every figure, from Okabe and Ito's palette, which survives colour
 # blindness and grey printing.
@@ -184,19 +186,16 @@ def progress_bar(total: float) -> Any:
     return tqdm(total=total, bar_format=bar, disable=None)
 
 
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+def print_table(rows: Rows) -> None:
     """Print rows as a table with aligned columns; what nobody knows is a dash."""
-    header = list(rows[0])
-    cells = [[_format(row[name]) for name in header] for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    for line in [header, ["-" * width for width in widths], *cells]:
-        print("  ".join(entry.rjust(width) for entry, width in zip(line, widths, strict=True)))
+    print(_known(rows).to_string(index=False, float_format="{:.4g}".format))
 
 
-def _format(value: Any) -> str:
-    if value is None or value != value:  # only what is not a number differs from itself
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
+def markdown_table(rows: pd.DataFrame) -> str:
+    """Return rows as a table in Markdown; what nobody knows is a dash."""
+    align = ["right" if pd.api.types.is_numeric_dtype(kind) else "left" for kind in rows.dtypes]
+    texts = _known(rows).map(_brief)
+    return texts.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
 def label_ends(axes: Any, ends: Iterable[tuple[float, str, str]], *, gap: float = 0.05) -> None:
@@ -232,14 +231,21 @@ def write(
     axes.annotate(text, place, offset, textcoords="offset points", path_effects=[edge], **look)
 
 
-def save_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def _known(rows: Rows) -> pd.DataFrame:
+    table = pd.DataFrame(rows)
+    return table.astype(object).where(table.notna(), "-")
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def save_csv(path: Path, rows: Rows) -> None:
     """Write rows as CSV, making the folder if need be."""
-    rows = list(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    pd.DataFrame(rows).to_csv(path, index=False, na_rep="nan")
     print(f"wrote {path}")
 
 

@@ -4,21 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import rankdata
 
 # Of fewer groups a bootstrap sample is all too often all of one or the other.
 LEAST_GROUPS = 5
 
 
-def ranks(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """Return each value's rank from 1, equal ones sharing the mean of theirs."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[places]
-
-
 def spearman(x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> float:
     """Return the correlation of ranks; not a number where all values of one are equal."""
     with np.errstate(invalid="ignore"):
-        return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
+        return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 
 
 def bootstrap(

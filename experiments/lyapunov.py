@@ -20,11 +20,12 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 import jaxrnn
-from experiments import _common, benchmark
+from experiments import _common, _timing
 from jaxrnn import diagnostics
 
 # Colours for an order of sizes or gains, from light to dark, so that grey printing keeps it.
@@ -338,7 +339,7 @@ def run_cost(arguments: argparse.Namespace) -> None:
         jax.random.key(arguments.seed), jnp.asarray(2.0, jnp.float32), size
     )
     inputs = jnp.zeros((steps, 1), jnp.float32)
-    program = benchmark.compile_jax(
+    program = _timing.compile_jax(
         lambda *args: diagnostics.lyapunov_exponents(cell, *args, num_exponents=count).exponents,
         params,
         inputs,
@@ -362,13 +363,16 @@ def run_cost(arguments: argparse.Namespace) -> None:
     rows = [
         {
             "contender": name,
-            **benchmark.summary(seconds),
-            "compile_s": program.first if name == "jaxrnn" else 0.0,
+            **_timing.summary(seconds),
+            "first_s": program.first if name == "jaxrnn" else None,
+            "temporary_MiB": None,
             "largest exponent": largest[name],
         }
         for name, seconds in samples.items()
     ]
-    _common.save_csv(arguments.out / "lyapunov_cost.csv", rows)
+    sizes = {"units": size, "exponents": count, "steps": steps}
+    table = pd.DataFrame(rows).assign(**sizes, **_timing.header())
+    _common.save_csv(arguments.out / "lyapunov_cost.csv", table)
     print()
     _common.print_table(rows)
     ratio = np.median(np.divide(samples["NumPy loop"], samples["jaxrnn"]))

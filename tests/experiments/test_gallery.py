@@ -14,7 +14,10 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_every_experiment_is_there():
     scripts = {path.stem for path in ROOT.glob("[a-z]*.py")}
-    assert set(re.findall(r"python -m experiments\.(\w+)", TEXT)) == scripts | {"guide"}
+    assert set(re.findall(r"python -m experiments\.(\w+)", TEXT)) == scripts | {
+        "benchmark",
+        "guide",
+    }
 
 
 def test_every_link_leads_somewhere():
