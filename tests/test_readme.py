@@ -1,6 +1,5 @@
 """Each of the README's Python blocks runs by itself; its claims about itself hold."""
 
-import importlib.util
 import re
 from pathlib import Path
 
