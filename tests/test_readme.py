@@ -1,9 +1,6 @@
-"""The README's Python runs, block after block, in one namespace; so do its claims about itself."""
+"""Each of the README's Python blocks runs by itself; its claims about itself hold."""
 
-import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,28 +17,20 @@ def test_the_readme_has_code():
     assert len(BLOCKS) >= 3
 
 
-def of_its_own(block):
-    """Say whether a block sets what must be set before JAX computes anything."""
-    return "jax.config.update" in block
-
-
 @pytest.mark.slow
-def test_its_code_runs(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)  # some of it writes files
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_its_code_runs(number, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     namespace = {}
-    for number, block in enumerate(BLOCKS):
-        if not of_its_own(block):
-            exec(compile(block, f"README.md block {number}", "exec"), namespace)
-    printed = capsys.readouterr().out
-    assert "nan" not in printed
-    (shown,) = (text for language, text in FENCED if not language)
-    assert without_numbers(shown) == without_numbers(str(namespace["found"]))
+    exec(compile(BLOCKS[number], f"README.md block {number}", "exec"), namespace)
+    assert "nan" not in capsys.readouterr().out
+    if "found" in namespace:
+        (shown,) = (text for language, text in FENCED if not language)
+        assert without_numbers(shown) == without_numbers(str(namespace["found"]))
 
 
-@pytest.mark.parametrize("block", list(filter(of_its_own, BLOCKS)))
-def test_its_code_runs_on_two_devices(block):
-    check = "\nassert outputs.shape == (100, 16, 128)\nassert len(outputs.devices()) == 2\n"
-    subprocess.run([sys.executable, "-c", block + check], cwd=README.parent, check=True)
+def test_its_length():
+    assert len(README.read_text("utf-8").splitlines()) <= 200
 
 
 @pytest.mark.parametrize("name", names(README.read_text("utf-8")))
@@ -54,4 +43,5 @@ def test_its_files_exist():
     for path in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (README.parent / path).exists(), path
     for module in re.findall(r"python -m (experiments\.\w+)", text):
-        assert importlib.util.find_spec(module), module
+        path = README.parent / module.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").exists(), module
