@@ -336,7 +336,8 @@ def make_cell(program: Program) -> jaxrnn.Cell:
             return activate(params, state, gates, *context)
 
     def draw_noise(key, shape, dtype):
-        return {"scale": jax.random.uniform(key, (*shape, H), dtype)}
+        # Of any dtype the same numbers.
+        return {"scale": jax.random.uniform(key, (*shape, H), jnp.float64).astype(dtype)}
 
     return jaxrnn.Cell(
         init,
