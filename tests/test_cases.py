@@ -27,14 +27,13 @@ from tests.tolerances import FLOAT64, x64
 
 T, B, H, I = 6, 4, 4, 3
 
-ENGINES = [
-    None,
-    engines.scan(2),
-    engines.hoisted(4, keep="products"),
-    engines.hoisted(2, keep="states"),
-    engines.checkpointed(),
-    engines.checkpointed(4, engines.scan()),
-]
+ENGINES = [None, engines.scan(2), engines.hoisted(4, keep="products"), engines.checkpointed()]
+# Each compiles for a second or more: in the plain run stands the default for all.
+BY_ENGINE = pytest.mark.parametrize(
+    "engine",
+    [None, *(pytest.param(engine, marks=pytest.mark.slow) for engine in ENGINES[1:])],
+    ids=str,
+)
 TWO_DEVICES = pytest.mark.skipif(len(jax.devices()) < 2, reason="needs two devices")
 
 
@@ -124,7 +123,7 @@ MEETING = {
 
 
 @pytest.mark.parametrize("parts", MEETING.values(), ids=list(MEETING))
-@pytest.mark.parametrize("engine", ENGINES, ids=str)
+@BY_ENGINE
 @pytest.mark.usefixtures("float64")
 def test_parts_in_which_rows_meet(parts, engine):
     cell = split_cell(**{"project": lambda p, x: x @ p["w"], **parts})
@@ -155,6 +154,16 @@ def test_parts_in_which_rows_meet(parts, engine):
         close(got, expected)
 
 
+@TWO_DEVICES
+@pytest.mark.parametrize("name", ["project", "recur", "activate", "norm"])
+def test_a_batch_whose_rows_meet_is_not_divided(name):
+    cell = split_cell(**{"project": lambda p, x: x @ p["w"], **MEETING[name]})
+    params, inputs, _ = problem(cell, length=T, batch=(B,))
+    engine = engines.sharded(2)
+    with pytest.raises(ValueError, match=r"engine: got sharded\(\) for cell, whose step mixes"):
+        jax.jit(lambda p, x: unroll(cell, p, x, engine=engine))(params, inputs)
+
+
 @pytest.mark.usefixtures("float64")
 def test_rows_that_meet_in_truncated_training():
     cell = split_cell(lambda p, x: normalised(x @ p["w"]))
@@ -175,7 +184,7 @@ def test_rows_that_meet_in_truncated_training():
     close(got, jax.grad(by_hand)(params))
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=str)
+@BY_ENGINE
 @pytest.mark.usefixtures("float64")
 def test_a_rule_that_is_not_pointwise(engine):
     @jax.custom_jvp
@@ -224,11 +233,13 @@ def test_an_addend_for_all_units(units):
         return weighted(loop(body, params, state, inputs))
 
     expected = jax.grad(by_hand)(params)
-    for engine in ENGINES[:3]:
+    for engine in ENGINES[::2]:
         got = jax.grad(
             lambda p, engine=engine: weighted(unroll(cell, p, inputs, state, engine=engine)[1])
         )(params)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), got, expected)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), got, expected
+        )
 
 
 # What is masked has no effect
@@ -248,7 +259,7 @@ DEAD = {
 }
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=str)
+@BY_ENGINE
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("options", DEAD.values(), ids=list(DEAD))
 @pytest.mark.usefixtures("float64")
@@ -313,7 +324,7 @@ def test_a_dead_row_in_losses_by_chunks_and_truncated():
 
 
 @pytest.mark.parametrize("padding", [0.0, 1.0, np.nan])
-@pytest.mark.parametrize("engine", ENGINES, ids=str)
+@BY_ENGINE
 @pytest.mark.usefixtures("float64")
 def test_padding_where_a_norm_has_no_gradient(padding, engine):
     def step(p, h, x):
@@ -334,7 +345,9 @@ def test_padding_where_a_norm_has_no_gradient(padding, engine):
 
     def ours(params):
         lengths = jnp.array([T, 3])
-        return jnp.square(unroll(cell, params, padded, state, lengths=lengths, engine=engine)[1]).sum()
+        return jnp.square(
+            unroll(cell, params, padded, state, lengths=lengths, engine=engine)[1]
+        ).sum()
 
     close(jax.grad(ours)(params), jax.grad(by_hand)(params))
 
@@ -395,7 +408,8 @@ CELLS = {
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "wrapped" else pytest.param(name, marks=pytest.mark.slow) for name in CELLS]
+    "name",
+    [name if name == "wrapped" else pytest.param(name, marks=pytest.mark.slow) for name in CELLS],
 )
 @pytest.mark.parametrize("mode", MODES.values(), ids=list(MODES))
 def test_cells_in_strict_modes(mode, name):
@@ -412,7 +426,7 @@ def test_engines_in_strict_modes(mode, engine):
         everything(jaxrnn.gru(H), engine, key=jax.random.key(3), **RAGGED)
 
 
-@pytest.mark.parametrize("dtype", ["int64", "int32", "int16", "uint8", "uint32"])
+@pytest.mark.parametrize("dtype", ["int64", "uint8"])
 @pytest.mark.usefixtures("float64")
 def test_lengths_of_any_type_in_strict_modes(dtype):
     cell = jaxrnn.gru(H)
@@ -420,10 +434,13 @@ def test_lengths_of_any_type_in_strict_modes(dtype):
     expected, _ = unroll(cell, params, inputs, state, lengths=np.array([2, 6]))
     lengths = np.array([2, 6], dtype)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        got, _ = jax.jit(lambda lengths: unroll(cell, params, inputs, state, lengths=lengths))(lengths)
+        got, _ = jax.jit(lambda lengths: unroll(cell, params, inputs, state, lengths=lengths))(
+            lengths
+        )
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES.values(), ids=list(MODES))
 def test_layers_and_tasks_in_strict_modes(mode):
     model = jaxrnn.serial(
@@ -436,7 +453,9 @@ def test_layers_and_tasks_in_strict_modes(mode):
         params = model.init(jax.random.key(0), I)
 
         def loss(params, key):
-            outputs = model.apply(params, None, jnp.ones((T, 2, I)), key=key, lengths=jnp.array([2, 6]))[1]
+            outputs = model.apply(
+                params, None, jnp.ones((T, 2, I)), key=key, lengths=jnp.array([2, 6])
+            )[1]
             return outputs.sum()
 
         jax.grad(loss)(params, jax.random.key(1))
@@ -446,7 +465,9 @@ def test_layers_and_tasks_in_strict_modes(mode):
 # Programs for sizes that are not known yet
 
 
-@pytest.mark.parametrize("engine", [*ENGINES[:2], engines.hoisted(), engines.checkpointed()], ids=str)
+@pytest.mark.parametrize(
+    "engine", [*ENGINES[:2], engines.hoisted(), engines.checkpointed()], ids=str
+)
 @pytest.mark.parametrize("options", [{}, {"lengths": True, "reverse": True}], ids=str)
 def test_export_for_sizes_unknown(engine, options):
     cell = jaxrnn.lstm(H)
@@ -487,7 +508,9 @@ def explicit_mesh():
 
 @TWO_DEVICES
 @pytest.mark.parametrize("engine", [*ENGINES, engines.sharded()], ids=str)
-@pytest.mark.parametrize("options", [{}, {"lengths": np.array([T, 2, 0, 5]), "reverse": True}], ids=["plain", "ragged"])
+@pytest.mark.parametrize(
+    "options", [{}, {"lengths": np.array([T, 2, 0, 5]), "reverse": True}], ids=["plain", "ragged"]
+)
 @pytest.mark.usefixtures("float64")
 def test_a_batch_divided_in_its_type(engine, options):
     cell = jaxrnn.lstm(H)
@@ -497,9 +520,7 @@ def test_a_batch_divided_in_its_type(engine, options):
         outputs = unroll(cell, params, inputs, engine=engine, **options)[1]
         return jnp.square(outputs).sum(), outputs
 
-    differentiate = jax.jit(
-        jax.value_and_grad(loss, has_aux=True), static_argnums=2
-    )
+    differentiate = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=2)
     expected = differentiate(params, inputs, engines.scan())
     mesh = explicit_mesh()
     with jax.set_mesh(mesh):
@@ -713,9 +734,7 @@ def test_own_cells_of_closures_need_cloudpickle():
     other = COPIES["cloudpickle"](cell)
     params = cell.init(jax.random.key(0), I)
     inputs = jnp.ones((T, I))
-    np.testing.assert_array_equal(
-        unroll(other, params, inputs)[1], unroll(cell, params, inputs)[1]
-    )
+    np.testing.assert_array_equal(unroll(other, params, inputs)[1], unroll(cell, params, inputs)[1])
 
 
 # Values that are traced
@@ -741,9 +760,7 @@ def test_a_surrogate_gradient_of_a_traced_slope(around, engine):
         return step
 
     def by_hand(slope):
-        return jax.grad(
-            lambda w: loop(spiking(slope), w, jnp.zeros((2, 3)), inputs).sum()
-        )(params)
+        return jax.grad(lambda w: loop(spiking(slope), w, jnp.zeros((2, 3)), inputs).sum())(params)
 
     def ours(slope):
         cell = jaxrnn.Cell(
@@ -847,7 +864,7 @@ def test_a_context_in_a_single_step(name):
     close(got, reading_by_hand(params, inputs[:1], state, context)[0])
 
 
-@pytest.mark.parametrize("engine", ENGINES[:3], ids=str)
+@pytest.mark.parametrize("engine", ENGINES[::2], ids=str)
 @pytest.mark.usefixtures("float64")
 def test_a_context_under_vmap(engine):
     params, inputs, state, context = reading_problem((3,))
@@ -961,7 +978,7 @@ def test_linear_functions_of_products(combine):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("keep", ["states", "products"])
-@pytest.mark.parametrize("chunk", [1, 2, 3, 7])
+@pytest.mark.parametrize("chunk", [2, 7])
 def test_states_shifted_by_a_step_stay_what_they_are(chunk, keep, reverse):
     """The way back starts each step from the state after the one before, shifted in one array.
 
@@ -971,9 +988,7 @@ def test_states_shifted_by_a_step_stay_what_they_are(chunk, keep, reverse):
     cell = jaxrnn.Cell(
         lambda key, input_size, dtype: jnp.ones((), dtype),
         lambda batch, dtype: jnp.zeros((*batch, 1), dtype),
-        jaxrnn.SplitStep(
-            lambda p, x: x, lambda p, h: p * h, lambda p, h, gates: 2 * (gates,)
-        ),
+        jaxrnn.SplitStep(lambda p, x: x, lambda p, h: p * h, lambda p, h, gates: 2 * (gates,)),
     )
     inputs = 2.0 ** np.arange(7, dtype=np.float32)[:, None]
     ordered = inputs[::-1] if reverse else inputs

@@ -302,8 +302,7 @@ def make_cell(program: Program) -> jaxrnn.Cell:
         for each in context:
             new = new + 0.1 * each[..., :1]
         others = [
-            PARTS[name][1](part, new)
-            for name, part in zip(program.state[1:], others, strict=True)
+            PARTS[name][1](part, new) for name, part in zip(program.state[1:], others, strict=True)
         ]
         state = structure.unflatten(jax.tree.leaves([new, *others]))
         if program.container == "dict":  # whose leaves are sorted by their names
@@ -320,7 +319,9 @@ def make_cell(program: Program) -> jaxrnn.Cell:
     def mask_state(state, projected):
         hidden, *others = parts_of(state)
         kept = hidden * jax.nn.sigmoid(to_list(projected)[0])
-        hidden = MIXERS[program.mask_state or "nothing"](kept, {"scale": 1.0, "mix": jnp.eye(H, dtype=kept.dtype)})
+        hidden = MIXERS[program.mask_state or "nothing"](
+            kept, {"scale": 1.0, "mix": jnp.eye(H, dtype=kept.dtype)}
+        )
         if program.container == "dict":
             return dict(zip(program.state, [hidden, *others], strict=True))
         return structure.unflatten(jax.tree.leaves([hidden, *others]))
@@ -502,8 +503,6 @@ DERIVATIVES: dict[str, Callable[..., Any]] = {
     "vmap": vmapped,
     "within vmap": within_vmap,
 }
-
-
 
 
 def check(program: Program) -> None:
