@@ -109,9 +109,10 @@ class SplitStep:
         if self.mask_state is not None:
             _check.function("mask_state", self.mask_state)
 
-    def __call__(self, params: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
-        """Compute one step from its parts."""
-        return self.activate(params, state, self.gates(params, state, self.project(params, inputs)))
+    def __call__(self, params: Any, state: Any, inputs: Any, *context: Any) -> tuple[Any, Any]:
+        """Compute one step from its parts; a cell that takes a context gives it too."""
+        projected = self.project(params, inputs, *context)
+        return self.activate(params, state, self.gates(params, state, projected), *context)
 
     def gates(self, params: Any, state: Any, projected: Any) -> Any:
         """Return what `activate` takes: both products, combined."""

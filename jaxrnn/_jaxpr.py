@@ -22,9 +22,12 @@ _JIT = {"pjit", "jit"}
 # Primitives that are linear in all their operands together.
 _LINEAR = {
     *("add", "add_any", "broadcast_in_dim", "concatenate", "convert_element_type", "copy"),
-    *("neg", "pad", "reduce_sum", "reshape", "rev", "slice", "split", "squeeze", "sub"),
-    "transpose",
+    *("cumsum", "neg", "pad", "reduce_sum", "reshape", "rev", "slice", "split", "squeeze"),
+    *("stack", "sub", "tile", "transpose", "unstack"),
 }
+# Those that are linear in one operand, for constant others.
+_LINEAR_IN_ONE = {"dot_general", "mul"}
+_LINEAR_IN_THE_FIRST = {"div", "dynamic_slice", "gather"}
 
 
 def leaves_read(function: Callable[..., Any], *arguments: PyTree) -> tuple[PyTree, ...]:
@@ -74,8 +77,8 @@ def _follow_linear(jaxpr: Any, inputs: list[bool]) -> list[bool] | None:
                 return None
             dependent.update(v for v, flag in zip(equation.outvars, inner, strict=True) if flag)
             continue
-        by_constant = (name == "mul" and sum(flags) == 1) or (
-            name == "div" and flags == [True, False]
+        by_constant = sum(flags) == 1 and (
+            name in _LINEAR_IN_ONE or (name in _LINEAR_IN_THE_FIRST and flags[0])
         )
         if not by_constant and not (name in _LINEAR and all(flags)):
             return None

@@ -72,7 +72,7 @@ def adding(
     first = jax.random.randint(first_key, (batch_size,), 0, half)
     second = jax.random.randint(second_key, (batch_size,), half, length)
     steps = jnp.arange(length)[:, None]
-    marks = ((steps == first) | (steps == second)).astype(jnp.float32)
+    marks = ((steps == first[None]) | (steps == second[None])).astype(jnp.float32)
     return jnp.stack([values, marks], axis=-1), (values * marks).sum(0)[:, None]
 
 

@@ -4,11 +4,13 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, ContextParams
+from jaxrnn._jaxpr import is_pure
 from jaxrnn.engines._engine import Engine, checked_engine, leading_shape
 from jaxrnn.engines._hoisted._engine import hoisted_where_it_can
 
@@ -34,8 +36,9 @@ class sharded(Engine):
             unrolled on a GPU.
 
     Raises:
-        ValueError: by `unroll`, if there are not that many devices, or if they don't divide the
-            first batch dimension.
+        ValueError: by `unroll`, if there are not that many devices, if they don't divide the first
+            batch dimension, or if the cell's step mixes sequences, as a norm over the batch does:
+            a device has but its share of them.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -65,6 +68,12 @@ class sharded(Engine):
                 f"inputs: got the batch dimensions {tuple(batch)}, expected (batch, ...) with a "
                 f"batch that {mesh.size} devices divide, for sharded()"
             )
+        if mesh.size > 1 and _mixes_sequences(cell, params, state, inputs):
+            raise ValueError(
+                f"engine: got sharded() for {cell.name}, whose step mixes the sequences of a batch "
+                "or tells them apart by their places; expected an engine that doesn't divide them, "
+                "such as hoisted()"
+            )
         engine = self.engine or hoisted_where_it_can(cell)
 
         def run(params, state, inputs):
@@ -84,6 +93,55 @@ class sharded(Engine):
         return jax.shard_map(
             run, mesh=mesh, in_specs=specs, out_specs=(by_batch, by_step, by_step)
         )(*arguments)
+
+
+def _mixes_sequences(cell: Cell, params: Any, state: Any, inputs: Any) -> bool:
+    """Return whether a step makes of three sequences something else than of each by itself."""
+    own, context = params if isinstance(params, ContextParams) else (params, None)
+    three = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((3, *leaf.shape[1:]), leaf.dtype),
+        (context, state, jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], inputs))),
+    )
+    own = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), own)
+    leaves, structure = jax.tree.flatten((own, three))
+    return cell.derived(_mixes_three, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+
+
+def _mixes_three(cell: Cell, structure: Any, leaves: tuple[Any, ...]) -> bool:
+    """Try it on random numbers, as a jaxpr doesn't tell: a product may be over any axes."""
+    specs = [jax.ShapeDtypeStruct(*leaf) for leaf in leaves]
+
+    def step(params, arguments):
+        context, state, inputs = arguments
+        return cell.advance(
+            params if context is None else ContextParams(params, context), state, inputs
+        )
+
+    def both(params, arguments):
+        each = jax.vmap(step, in_axes=(None, 0))(
+            params, jax.tree.map(lambda leaf: leaf[:, None], arguments)
+        )
+        return step(params, arguments), jax.tree.map(lambda leaf: leaf[:, 0], each)
+
+    keys = any(jax.dtypes.issubdtype(spec.dtype, jax.dtypes.extended) for spec in specs)
+    if keys or not is_pure(step, *structure.unflatten(specs)):
+        return False
+    rng = np.random.default_rng(0)
+    with jax.ensure_compile_time_eval():
+        drawn = [jnp.asarray(rng.normal(size=spec.shape), spec.dtype) for spec in specs]
+        together, alone = jax.device_get(jax.jit(both)(*structure.unflatten(drawn)))
+    return not all(map(_alike, jax.tree.leaves(together), jax.tree.leaves(alone)))
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Return whether arrays differ by no more than rounding."""
+    if not jnp.issubdtype(one.dtype, jnp.inexact):
+        return True
+    kind = np.complex128 if np.iscomplexobj(one) else np.float64
+    rounding = float(jnp.finfo(one.dtype).eps) ** 0.5
+    return np.allclose(
+        one.astype(kind), other.astype(kind), rtol=rounding, atol=rounding, equal_nan=True
+    )
 
 
 def _mesh(devices: int | None) -> Any:
