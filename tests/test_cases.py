@@ -1,6 +1,5 @@
 """Programs that once went wrong, with their siblings; the truth of each comes from outside."""
 
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -42,7 +41,9 @@ def close(got, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, expected)
 
 
-def split_cell(project, recur=None, activate=None, *, shapes=None, units=H, **options):
+def split_cell(
+    project, recur: Any = None, activate: Any = None, *, shapes=None, units=H, **options
+):
     """An Elman network some of whose parts are given; its params are a dict."""
     shapes = shapes or {"w": (I, H), "u": (H, H)}
 
@@ -272,8 +273,10 @@ def test_a_dead_row(options, reverse, engine):
     def ours(params, inputs, state, options):
         final, outputs, states = unroll(
             *(cell, params, inputs, state),
+            reverse=reverse,
+            engine=engine,
+            return_states=True,
             **options,
-            **{"reverse": reverse, "engine": engine, "return_states": True},
         )
         alive = jax.tree.map(lambda a: a[:1].sum(), final)
         return weighted(outputs[:, :1]) + alive.hidden + states.cell[:, :1].sum(), (final, outputs)
@@ -316,11 +319,13 @@ def test_a_dead_row_in_losses_by_chunks_and_truncated():
     expected = jax.grad(plain)(params)
     close(jax.grad(by_chunks)(params, inputs, dead, jnp.array([T, 0])), expected)
 
-    gradient = jaxrnn.training.truncated_gradient(
+    *_, gradient = jaxrnn.training.truncated_gradient(
         *(jaxrnn.rnn(cell), square, params, inputs, None),
-        **{"k1": T, "state": dead, "lengths": jnp.array([T, 0])},
+        k1=T,
+        state=dead,
+        lengths=jnp.array([T, 0]),
     )
-    close(gradient.gradient if hasattr(gradient, "gradient") else gradient[-1], expected)
+    close(gradient, expected)
 
 
 @pytest.mark.parametrize("padding", [0.0, 1.0, np.nan])
@@ -419,6 +424,7 @@ def test_cells_in_strict_modes(mode, name):
             everything(cell, key=jax.random.key(3), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES[1:], ids=str)
 @pytest.mark.parametrize("mode", MODES.values(), ids=list(MODES))
 def test_engines_in_strict_modes(mode, engine):
@@ -431,7 +437,7 @@ def test_engines_in_strict_modes(mode, engine):
 def test_lengths_of_any_type_in_strict_modes(dtype):
     cell = jaxrnn.gru(H)
     params, inputs, state = problem(cell, length=T, batch=(2,), dtype=jnp.float32)
-    expected, _ = unroll(cell, params, inputs, state, lengths=np.array([2, 6]))
+    expected, _ = unroll(cell, params, inputs, state, lengths=jnp.array([2, 6]))
     lengths = np.array([2, 6], dtype)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         got, _ = jax.jit(lambda lengths: unroll(cell, params, inputs, state, lengths=lengths))(
@@ -631,7 +637,7 @@ def test_cells_are_freed():
             params = cell.init(jax.random.key(0), I)
             unroll(cell, params, jnp.ones((3, I)))
             alive.append(weakref.ref(cell))
-    del cell, functional, own
+    cell = functional = own = None
     jax.clear_caches()  # whose compiled programs name what they were compiled for
     gc.collect()
     assert not [reference for reference in alive if reference() is not None]
@@ -833,22 +839,22 @@ def reading_problem(batch=(2,)):
     "engine", [*ENGINES, pytest.param(engines.sharded(2), marks=TWO_DEVICES)], ids=str
 )
 @pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("ragged", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.usefixtures("float64")
 def test_a_context_is_read_at_every_step(name, engine, ragged):
     cell = READERS[name]
     if name == "plain" and isinstance(engine, engines.hoisted):
         pytest.skip("hoisted() needs a split step")
     arguments = reading_problem()
-    lengths = np.array([T, 2]) if ragged else None
-    real = np.arange(T)[:, None] < lengths if ragged else None
+    lengths = jnp.array([T, 2]) if ragged else None
+    real = None if lengths is None else jnp.arange(T)[:, None] < lengths
 
     def ours(params, inputs, state, context):
         options = {"context": context, "lengths": lengths, "engine": engine}
         return weighted(unroll(cell, params, inputs, state, **options)[1])
 
-    def by_hand(*arguments):
-        return weighted(reading_by_hand(*arguments, real))
+    def by_hand(params, inputs, state, context):
+        return weighted(reading_by_hand(params, inputs, state, context, real))
 
     got, expected = (
         jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2, 3)))(*arguments) for f in (ours, by_hand)
@@ -909,16 +915,17 @@ def test_a_context_that_is_wrong():
     params, inputs, _, context = jax.tree.map(lambda a: a.astype(jnp.float32), reading_problem())
     with pytest.raises(TypeError, match="context: got none, expected one: reader reads a context"):
         unroll(cell, params, inputs)
+    gru = jaxrnn.gru(H)
+    of_gru = gru.init(jax.random.key(0), I)
     with pytest.raises(TypeError, match="context: got one, expected none: gru reads no context"):
-        gru = jaxrnn.gru(H)
-        unroll(gru, gru.init(jax.random.key(0), I), inputs, context=context)
+        unroll(gru, of_gru, inputs, context=context)
     short = jax.tree.map(lambda a: a[:1], context)
     with pytest.raises(ValueError, match=r"context\[0\]: got float32\[1, 5, 2\].*begins with.*2"):
         unroll(cell, params, inputs, context=short)
-    with pytest.raises(TypeError, match="context: got list|context.*: got .*expected an array"):
+    with pytest.raises(TypeError, match=r"context\[0\]: got int.*expected an array"):
         unroll(cell, params, inputs, context=[1, 2])
+    model = jaxrnn.serial(jaxrnn.rnn(gru))
     with pytest.raises(TypeError, match="context: got one, expected none"):
-        model = jaxrnn.serial(jaxrnn.rnn(jaxrnn.gru(H)))
         model.apply(model.init(jax.random.key(0), I), None, inputs, context=context)
 
 
