@@ -19,7 +19,7 @@ from jax.experimental import checkify
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxrnn
-from jaxrnn import engines, unroll, wrappers
+from jaxrnn import engines, initializers, unroll, wrappers
 from tests.engines import ON_A_CPU
 from tests.problems import problem
 from tests.tolerances import FLOAT64, x64
@@ -660,11 +660,7 @@ def test_wrapped_cells_are_freed(wrap):
         """What a cell closes over."""
 
     big = Big()
-    cell = split_cell(
-        lambda p, x: (x @ p["w"], big)[0],
-        shapes={"w": (H, H), "u": (H, H)},
-        readout=lambda state: state,
-    )
+    cell = jaxrnn.elman(H, activation=lambda x: (jnp.tanh(x), big)[0])
     wrapped = wrap(cell)
     wrapped.init(jax.random.key(0), H)
     alive = [weakref.ref(value) for value in (big, cell, wrapped)]
@@ -712,6 +708,26 @@ def test_copies_of_cells(cell, copied):
     assert copied(cell) is cell
     assert copied(Config(cell)) == Config(cell)
     assert dataclasses.asdict(Config(cell)) == {"cell": cell}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=list(COPIES))
+@pytest.mark.parametrize(
+    "initializer",
+    [
+        initializers.glorot_uniform,
+        initializers.zeros,
+        initializers.orthogonal(2.0),
+        initializers.identity(0.5),
+        initializers.near_identity(),
+        initializers.scaled_gaussian(),
+        initializers.unitary(),
+        initializers.chrono(10),
+    ],
+)
+def test_copies_of_initializers_and_cells_with_them(initializer, copied):
+    assert copied(initializer) is initializer
+    cell = jaxrnn.lstm(H, recurrent_init=initializer)
+    assert copied(cell) is cell
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=list(COPIES))
