@@ -38,7 +38,7 @@ def centred(x):
     return x
 
 
-centred.defjvp(lambda at, by: (at[0], by[0] - by[0].mean(-1, keepdims=True)))
+centred.defjvp(lambda at, by: (centred(at[0]), by[0] - by[0].mean(-1, keepdims=True)))
 
 # What a part may do with an array `(*batch, H)`, beyond what is pointwise. All are bounded, and
 # defined for batches without a sequence.
