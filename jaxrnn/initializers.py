@@ -6,7 +6,6 @@ equal settings give the same function, and so the same memoised cell. What they 
 which it has no draw, or for a setting beyond what the dtype holds.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from jaxtyping import Complex, Float, PRNGKeyArray
 
 from jaxrnn import _check
 from jaxrnn._dtypes import at_least_float32_dtype
+from jaxrnn._memoize import Rebuildable, memoized
 from jaxrnn._types import Array
 
 __all__ = [
@@ -35,23 +35,53 @@ __all__ = [
 
 Initializer = Callable[..., Array]
 
-glorot_uniform: Initializer = jax.nn.initializers.glorot_uniform()
+_glorot_uniform = jax.nn.initializers.glorot_uniform()
 zeros: Initializer = jax.nn.initializers.zeros
 
 
-def _checked(draw: Initializer, **settings: float) -> Initializer:
-    """Return an initialiser that refuses what `draw` can't draw, or with which it would overflow.
+# A function of a module, which can be pickled, where JAX makes a closure.
+def glorot_uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Uniform numbers of variance `2 / (in + out)`, the initialiser of Glorot and Bengio.
+
+    Args:
+        key: a random key.
+        shape: `(in, out)`.
+        dtype: a floating dtype.
+
+    Returns:
+        An array of that shape.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> jaxrnn.initializers.glorot_uniform(jax.random.key(0), (8, 4)).shape
+        (8, 4)
+
+    References:
+        Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
+        networks", 2010, equation 16.
+    """
+    return _glorot_uniform(key, shape, dtype)
+
+
+class _Checked(Rebuildable):
+    """An initialiser that refuses what `draw` can't draw, or with which it would overflow.
 
     Below 32 bits the draw is made in float32 and rounded, as factorisations don't exist in 16 bits.
     """
 
-    def init(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        key, dtype = _check.key("key", key), _dtype(dtype)
-        for name, value in settings.items():
-            check_fits(name, value, dtype)
-        return draw(key, _check.shape("shape", shape), at_least_float32_dtype(dtype)).astype(dtype)
+    __slots__ = ("__weakref__", "_draw", "_made_by", "_settings")
 
-    return init
+    def __init__(self, draw: Initializer, **settings: float):
+        self._draw, self._settings = draw, settings
+
+    def __call__(
+        self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32
+    ) -> Array:
+        key, dtype = _check.key("key", key), _dtype(dtype)
+        for name, value in self._settings.items():
+            check_fits(name, value, dtype)
+        shape = _check.shape("shape", shape)
+        return self._draw(key, shape, at_least_float32_dtype(dtype)).astype(dtype)
 
 
 def _dtype(dtype: Any) -> np.dtype:
@@ -98,8 +128,8 @@ def orthogonal(gain: float = 1.0) -> Initializer:
 
 
 # Memoised behind the check, as a cache takes True for 1.0, and f() and f(1.0) for two settings.
-@functools.cache
-def _orthogonal(gain: float) -> Initializer:
+@memoized()
+def _orthogonal(gain: float) -> _Checked:
     draw = jax.nn.initializers.orthogonal(gain)
 
     def one_by_one(key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype) -> Array:
@@ -107,7 +137,7 @@ def _orthogonal(gain: float) -> Initializer:
         # several in one program can wait for one another without end, where a CPU has few threads.
         return jax.custom_batching.sequential_vmap(lambda key: draw(key, shape, dtype))(key)
 
-    return _checked(one_by_one, gain=gain)
+    return _Checked(one_by_one, gain=gain)
 
 
 def identity(gain: float = 1.0) -> Initializer:
@@ -138,15 +168,15 @@ def identity(gain: float = 1.0) -> Initializer:
     return _identity(_check.number("gain", gain))
 
 
-@functools.cache
-def _identity(gain: float) -> Initializer:
+@memoized()
+def _identity(gain: float) -> _Checked:
     def draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype) -> Float[Array, "I H"]:
         del key
         if len(shape) != 2:
             raise ValueError(f"shape: got {shape}, expected that of a matrix such as (64, 64)")
         return gain * jnp.eye(*shape, dtype=dtype)
 
-    return _checked(draw, gain=gain)
+    return _Checked(draw, gain=gain)
 
 
 def near_identity(noise: float = 0.01, gain: float = 1.0) -> Initializer:
@@ -184,14 +214,14 @@ def near_identity(noise: float = 0.01, gain: float = 1.0) -> Initializer:
     return _near_identity(_check.number("noise", noise, low=0.0), _check.number("gain", gain))
 
 
-@functools.cache
-def _near_identity(noise: float, gain: float) -> Initializer:
+@memoized()
+def _near_identity(noise: float, gain: float) -> _Checked:
     def draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype) -> Float[Array, "H H"]:
         units = _square(shape)
         normal = jax.random.normal(key, shape, dtype)
         return gain * jnp.eye(units, dtype=dtype) + noise / math.sqrt(units) * normal
 
-    return _checked(draw, noise=noise, gain=gain)
+    return _Checked(draw, noise=noise, gain=gain)
 
 
 def scaled_gaussian(radius: float = 1.0) -> Initializer:
@@ -226,14 +256,14 @@ def scaled_gaussian(radius: float = 1.0) -> Initializer:
     return _scaled_gaussian(_check.number("radius", radius, low=0.0))
 
 
-@functools.cache
-def _scaled_gaussian(radius: float) -> Initializer:
+@memoized()
+def _scaled_gaussian(radius: float) -> _Checked:
     def draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype) -> Float[Array, "H H"]:
         _square(shape)
         normal = jax.random.normal(key, shape, dtype)
         return radius / jnp.max(jnp.abs(jnp.linalg.eigvals(normal))) * normal
 
-    return _checked(draw, radius=radius)
+    return _Checked(draw, radius=radius)
 
 
 def unitary() -> Initializer:
@@ -320,14 +350,14 @@ def chrono(max_time: float) -> Initializer:
     return _chrono(max_time)
 
 
-@functools.cache
-def _chrono(max_time: float) -> Initializer:
+@memoized()
+def _chrono(max_time: float) -> _Checked:
     def draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype) -> Float[Array, "..."]:
         # Its logarithm fits into fewer bits than itself.
         check_fits("max_time", max_time, dtype)
         return jnp.log(jax.random.uniform(key, shape, dtype, 1, max_time - 1))
 
-    return _checked(draw)
+    return _Checked(draw)
 
 
 def draw(

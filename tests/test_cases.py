@@ -1,6 +1,5 @@
 """Programs that once went wrong, with their siblings; the truth of each comes from outside."""
 
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -20,7 +19,8 @@ from jax.experimental import checkify
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxrnn
-from jaxrnn import engines, unroll, wrappers
+from jaxrnn import engines, initializers, unroll, wrappers
+from jaxrnn._jaxpr import primitives
 from tests.engines import ON_A_CPU
 from tests.problems import problem
 from tests.tolerances import FLOAT64, x64
@@ -42,7 +42,14 @@ def close(got, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT64), got, expected)
 
 
-def split_cell(project, recur=None, activate=None, *, shapes=None, units=H, **options):
+def tanh(params, hidden, gates):
+    hidden = jnp.tanh(gates)
+    return hidden, hidden
+
+
+def split_cell(
+    project, recur: Any = None, activate: Any = tanh, *, shapes=None, units=H, **options
+):
     """An Elman network some of whose parts are given; its params are a dict."""
     shapes = shapes or {"w": (I, H), "u": (H, H)}
 
@@ -54,7 +61,7 @@ def split_cell(project, recur=None, activate=None, *, shapes=None, units=H, **op
     step = jaxrnn.SplitStep(
         project,
         recur or (lambda p, h: h @ p["u"]),
-        activate or (lambda p, h, gates: 2 * (jnp.tanh(gates),)),
+        activate,
     )
     return jaxrnn.Cell(
         init, lambda batch, dtype: jnp.zeros((*batch, units), dtype), step, **options
@@ -272,8 +279,10 @@ def test_a_dead_row(options, reverse, engine):
     def ours(params, inputs, state, options):
         final, outputs, states = unroll(
             *(cell, params, inputs, state),
+            reverse=reverse,
+            engine=engine,
+            return_states=True,
             **options,
-            **{"reverse": reverse, "engine": engine, "return_states": True},
         )
         alive = jax.tree.map(lambda a: a[:1].sum(), final)
         return weighted(outputs[:, :1]) + alive.hidden + states.cell[:, :1].sum(), (final, outputs)
@@ -316,11 +325,13 @@ def test_a_dead_row_in_losses_by_chunks_and_truncated():
     expected = jax.grad(plain)(params)
     close(jax.grad(by_chunks)(params, inputs, dead, jnp.array([T, 0])), expected)
 
-    gradient = jaxrnn.training.truncated_gradient(
+    *_, gradient = jaxrnn.training.truncated_gradient(
         *(jaxrnn.rnn(cell), square, params, inputs, None),
-        **{"k1": T, "state": dead, "lengths": jnp.array([T, 0])},
+        k1=T,
+        state=dead,
+        lengths=jnp.array([T, 0]),
     )
-    close(gradient.gradient if hasattr(gradient, "gradient") else gradient[-1], expected)
+    close(gradient, expected)
 
 
 @pytest.mark.parametrize("padding", [0.0, 1.0, np.nan])
@@ -355,9 +366,7 @@ def test_padding_where_a_norm_has_no_gradient(padding, engine):
 # JAX's modes, and what interprets a program
 
 
-@pytest.mark.parametrize(
-    "engine", [*ENGINES, pytest.param(engines.sharded(2), marks=TWO_DEVICES)], ids=str
-)
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
 @pytest.mark.parametrize("gradient", [False, True])
 def test_checkify_finds_what_is_not_a_number(engine, gradient):
     cell = jaxrnn.elman(H)
@@ -378,12 +387,12 @@ def everything(cell, engine=None, **options):
     """Run a cell forwards and backwards, with and without ragged sequences."""
     params = cell.init(jax.random.key(0), I)
     inputs = jnp.ones((T, 2, I))
-    outputs = unroll(cell, params, inputs, engine=engine, **options)[1]
+    evaluated = unroll(cell, params, inputs, engine=engine, **{**options, "key": None})[1]
 
     def loss(params):
         return jax.tree.leaves(unroll(cell, params, inputs, engine=engine, **options)[1])[0].sum()
 
-    return outputs, jax.grad(loss)(params)
+    return evaluated, jax.grad(loss)(params)
 
 
 MODES = {
@@ -415,10 +424,11 @@ CELLS = {
 def test_cells_in_strict_modes(mode, name):
     cell = CELLS[name]()
     with mode():
-        for options in ({}, {"reverse": True, **RAGGED}):
-            everything(cell, key=jax.random.key(3), **options)
+        for seed, options in enumerate([{}, {"reverse": True, **RAGGED}]):
+            everything(cell, key=jax.random.key(seed), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES[1:], ids=str)
 @pytest.mark.parametrize("mode", MODES.values(), ids=list(MODES))
 def test_engines_in_strict_modes(mode, engine):
@@ -431,7 +441,7 @@ def test_engines_in_strict_modes(mode, engine):
 def test_lengths_of_any_type_in_strict_modes(dtype):
     cell = jaxrnn.gru(H)
     params, inputs, state = problem(cell, length=T, batch=(2,), dtype=jnp.float32)
-    expected, _ = unroll(cell, params, inputs, state, lengths=np.array([2, 6]))
+    expected, _ = unroll(cell, params, inputs, state, lengths=jnp.array([2, 6]))
     lengths = np.array([2, 6], dtype)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         got, _ = jax.jit(lambda lengths: unroll(cell, params, inputs, state, lengths=lengths))(
@@ -466,7 +476,7 @@ def test_layers_and_tasks_in_strict_modes(mode):
 
 
 @pytest.mark.parametrize(
-    "engine", [*ENGINES[:2], engines.hoisted(), engines.checkpointed()], ids=str
+    "engine", [None, engines.scan(), engines.hoisted(), engines.checkpointed()], ids=str
 )
 @pytest.mark.parametrize("options", [{}, {"lengths": True, "reverse": True}], ids=str)
 def test_export_for_sizes_unknown(engine, options):
@@ -488,11 +498,10 @@ def test_export_for_sizes_unknown(engine, options):
         jax.ShapeDtypeStruct((steps, batch, I), jnp.float32),
         jax.ShapeDtypeStruct((batch,), jnp.int32),
     )
-    again: Any = export.deserialize(exported.serialize())
     for shape in ((7, 2, I), (1, 5, I)):
         inputs, lengths = drawn(*shape).astype(jnp.float32), jnp.arange(shape[1]) % (shape[0] + 1)
         lengths = lengths.astype(jnp.int32)
-        got, expected = again.call(params, inputs, lengths), function(params, inputs, lengths)
+        got, expected = exported.call(params, inputs, lengths), function(params, inputs, lengths)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), got, expected
         )
@@ -556,12 +565,12 @@ def temporary_bytes(function, *arguments):
 @ON_A_CPU
 @pytest.mark.parametrize(
     "cell",
-    [wrappers.projection(jaxrnn.lstm(128), 64), jaxrnn.cells.peephole_lstm(128)],
+    [wrappers.projection(jaxrnn.lstm(512), 256), jaxrnn.cells.peephole_lstm(512)],
     ids=repr,
 )
 @pytest.mark.parametrize("batch", [1, 4])
 def test_memory_of_params_in_activate(cell, batch):
-    inputs = jax.ShapeDtypeStruct((300, batch, I), jnp.float32)
+    inputs = jax.ShapeDtypeStruct((1000, batch, I), jnp.float32)
     by_scan, ours = (
         temporary_bytes(
             lambda p, x, engine=engine: unroll(cell, p, x, engine=engine)[1][-1].sum(),
@@ -631,7 +640,7 @@ def test_cells_are_freed():
             params = cell.init(jax.random.key(0), I)
             unroll(cell, params, jnp.ones((3, I)))
             alive.append(weakref.ref(cell))
-    del cell, functional, own
+    cell = functional = own = None
     jax.clear_caches()  # whose compiled programs name what they were compiled for
     gc.collect()
     assert not [reference for reference in alive if reference() is not None]
@@ -654,11 +663,7 @@ def test_wrapped_cells_are_freed(wrap):
         """What a cell closes over."""
 
     big = Big()
-    cell = split_cell(
-        lambda p, x: (x @ p["w"], big)[0],
-        shapes={"w": (H, H), "u": (H, H)},
-        readout=lambda state: state,
-    )
+    cell = jaxrnn.elman(H, activation=lambda x, big=big: (jnp.tanh(x), big)[0])
     wrapped = wrap(cell)
     wrapped.init(jax.random.key(0), H)
     alive = [weakref.ref(value) for value in (big, cell, wrapped)]
@@ -709,6 +714,26 @@ def test_copies_of_cells(cell, copied):
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=list(COPIES))
+@pytest.mark.parametrize(
+    "initializer",
+    [
+        initializers.glorot_uniform,
+        initializers.zeros,
+        initializers.orthogonal(2.0),
+        initializers.identity(0.5),
+        initializers.near_identity(),
+        initializers.scaled_gaussian(),
+        initializers.unitary(),
+        initializers.chrono(10),
+    ],
+)
+def test_copies_of_initializers_and_cells_with_them(initializer, copied):
+    assert copied(initializer) is initializer
+    cell = jaxrnn.lstm(H, recurrent_init=initializer)
+    assert copied(cell) is cell
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=list(COPIES))
 @pytest.mark.parametrize("engine", [*ENGINES[1:], engines.sharded(2, engines.scan(3))], ids=str)
 def test_copies_of_engines(engine, copied):
     assert copied(engine) == engine
@@ -740,7 +765,7 @@ def test_own_cells_of_closures_need_cloudpickle():
 # Values that are traced
 
 
-@pytest.mark.parametrize("engine", [None, engines.scan(), engines.checkpointed()], ids=str)
+@pytest.mark.parametrize("engine", [None, engines.scan()], ids=str)
 @pytest.mark.parametrize("around", [jax.vmap, jax.jit, lambda f: lambda a: jax.jvp(f, (a,), (a,))])
 @pytest.mark.usefixtures("float64")
 def test_a_surrogate_gradient_of_a_traced_slope(around, engine):
@@ -796,7 +821,7 @@ def reading_cell():
     def project(params, inputs, context):
         return inputs @ params["w"] + context[1].mean(-2) @ params["v"]
 
-    return split_cell(project, None, attend, shapes=SHAPES, takes_context=True, name="reader")
+    return split_cell(project, activate=attend, shapes=SHAPES, takes_context=True, name="reader")
 
 
 def plain_reading_cell():
@@ -833,22 +858,22 @@ def reading_problem(batch=(2,)):
     "engine", [*ENGINES, pytest.param(engines.sharded(2), marks=TWO_DEVICES)], ids=str
 )
 @pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("ragged", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.usefixtures("float64")
 def test_a_context_is_read_at_every_step(name, engine, ragged):
     cell = READERS[name]
     if name == "plain" and isinstance(engine, engines.hoisted):
         pytest.skip("hoisted() needs a split step")
     arguments = reading_problem()
-    lengths = np.array([T, 2]) if ragged else None
-    real = np.arange(T)[:, None] < lengths if ragged else None
+    lengths = jnp.array([T, 2]) if ragged else None
+    real = None if lengths is None else jnp.arange(T)[:, None] < lengths
 
     def ours(params, inputs, state, context):
         options = {"context": context, "lengths": lengths, "engine": engine}
         return weighted(unroll(cell, params, inputs, state, **options)[1])
 
-    def by_hand(*arguments):
-        return weighted(reading_by_hand(*arguments, real))
+    def by_hand(params, inputs, state, context):
+        return weighted(reading_by_hand(params, inputs, state, context, real))
 
     got, expected = (
         jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2, 3)))(*arguments) for f in (ours, by_hand)
@@ -909,16 +934,17 @@ def test_a_context_that_is_wrong():
     params, inputs, _, context = jax.tree.map(lambda a: a.astype(jnp.float32), reading_problem())
     with pytest.raises(TypeError, match="context: got none, expected one: reader reads a context"):
         unroll(cell, params, inputs)
+    gru = jaxrnn.gru(H)
+    of_gru = gru.init(jax.random.key(0), I)
     with pytest.raises(TypeError, match="context: got one, expected none: gru reads no context"):
-        gru = jaxrnn.gru(H)
-        unroll(gru, gru.init(jax.random.key(0), I), inputs, context=context)
+        unroll(gru, of_gru, inputs, context=context)
     short = jax.tree.map(lambda a: a[:1], context)
     with pytest.raises(ValueError, match=r"context\[0\]: got float32\[1, 5, 2\].*begins with.*2"):
         unroll(cell, params, inputs, context=short)
-    with pytest.raises(TypeError, match="context: got list|context.*: got .*expected an array"):
+    with pytest.raises(TypeError, match=r"context\[0\]: got int.*expected an array"):
         unroll(cell, params, inputs, context=[1, 2])
+    model = jaxrnn.serial(jaxrnn.rnn(gru))
     with pytest.raises(TypeError, match="context: got one, expected none"):
-        model = jaxrnn.serial(jaxrnn.rnn(jaxrnn.gru(H)))
         model.apply(model.init(jax.random.key(0), I), None, inputs, context=context)
 
 
@@ -973,22 +999,39 @@ def test_linear_functions_of_products(combine):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), got, expected)
 
 
-# openxla/xla#49176
+# openxla/xla#49176: a slice of an array, written into the same array a step further, reads what it
+# has written where it is fused into one update in place.
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("engine", [*ENGINES, engines.hoisted(2)], ids=str)
+def test_no_program_updates_an_array_in_place(engine, reverse):
+    cell = jaxrnn.cells.peephole_lstm(H)
+    params, inputs, state = problem(cell, length=7, batch=(2,))
+
+    def gradient(params, inputs, state):
+        options = {"lengths": jnp.array([7, 3]), "reverse": reverse, "return_states": True}
+
+        def loss(*arguments):
+            leaves = jax.tree.leaves(unroll(cell, *arguments, engine=engine, **options))
+            return sum(leaf.sum() for leaf in leaves)
+
+        return jax.grad(loss, argnums=(0, 1, 2))(params, inputs, state)
+
+    used = primitives(gradient, params, inputs, state)
+    assert "dot_general" in used
+    assert not [name for name in used if "update" in name or "scatter" in name]
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("keep", ["states", "products"])
 @pytest.mark.parametrize("chunk", [2, 7])
 def test_states_shifted_by_a_step_stay_what_they_are(chunk, keep, reverse):
-    """The way back starts each step from the state after the one before, shifted in one array.
-
-    A compiler that shifts in place reads what it has written. So gradients are exact powers of two
-    here, on a buffer that is donated and on one that isn't.
-    """
+    """The way back starts each step from the state after the one before, shifted in one array."""
     cell = jaxrnn.Cell(
         lambda key, input_size, dtype: jnp.ones((), dtype),
         lambda batch, dtype: jnp.zeros((*batch, 1), dtype),
-        jaxrnn.SplitStep(lambda p, x: x, lambda p, h: p * h, lambda p, h, gates: 2 * (gates,)),
+        jaxrnn.SplitStep(lambda p, x: x, lambda p, h: p * h, lambda p, h, gates: (gates, gates)),
     )
     inputs = 2.0 ** np.arange(7, dtype=np.float32)[:, None]
     ordered = inputs[::-1] if reverse else inputs
@@ -999,6 +1042,4 @@ def test_states_shifted_by_a_step_stay_what_they_are(chunk, keep, reverse):
         engine = engines.hoisted(chunk, keep)
         return unroll(cell, params, inputs, reverse=reverse, engine=engine)[0].sum()
 
-    for donate in ((), (1,)):
-        gradient = jax.jit(jax.grad(last), donate_argnums=donate)
-        assert gradient(jnp.ones(()), jnp.array(inputs)) == expected
+    assert jax.jit(jax.grad(last))(jnp.ones(()), jnp.array(inputs)) == expected

@@ -123,7 +123,7 @@ def _mixes_three(cell: Cell, structure: Any, leaves: tuple[Any, ...]) -> bool:
         )
         return step(params, arguments), jax.tree.map(lambda leaf: leaf[:, 0], each)
 
-    keys = any(jax.dtypes.issubdtype(spec.dtype, jax.dtypes.extended) for spec in specs)
+    keys = any(jnp.issubdtype(spec.dtype, jax.dtypes.extended) for spec in specs)
     if keys or not is_pure(step, *structure.unflatten(specs)):
         return False
     rng = np.random.default_rng(0)

@@ -61,12 +61,19 @@ def _filled(
     if mask.size == 0:
         return inputs
     real = mask[..., None]
-    first = jnp.argmax(real, axis=0, keepdims=True)
-    own = jnp.take_along_axis(inputs, first, axis=0)
-    # A sequence without a real step takes another one's, and ones if there is none at all.
-    others = inputs.reshape(-1, inputs.shape[-1])[jnp.argmax(mask.reshape(-1))]
-    others = jnp.where(mask.any(), others, jnp.ones_like(others))
-    fill = jnp.where(real.any(0, keepdims=True), own, others.reshape(*[1] * mask.ndim, -1))
+    first = real & (jnp.cumsum(real, axis=0, dtype=jnp.int32) == 1)
+    own = jnp.where(first, inputs, jnp.zeros_like(inputs)).sum(0)
+    # A sequence without a real step takes another one's, and ones if there is none at all. Sums
+    # pick it, as axes that are divided over devices can be neither reshaped nor indexed.
+    some = real.any(0)
+    numbers = jnp.zeros_like(some, jnp.int32)
+    for axis, size in enumerate(some.shape[:-1]):
+        numbers = numbers * size + lax.broadcasted_iota(jnp.int32, some.shape, axis)
+    chosen = some & (numbers == jnp.min(numbers, where=some, initial=jnp.iinfo(jnp.int32).max))
+    batch = tuple(range(mask.ndim - 1))
+    others = jnp.where(chosen, own, jnp.zeros_like(own)).sum(batch, keepdims=True)
+    others = jnp.where(some.any(), others, jnp.ones_like(others))
+    fill = jnp.where(some, own, others)[None]
     return jnp.where(real, inputs, lax.stop_gradient(fill))
 
 
