@@ -1,24 +1,28 @@
 """What the experiments share: arguments, text, tables, files and the look of figures."""
 
 import argparse
-import csv
 import signal
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
+from tqdm import tqdm
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.patheffects import withStroke
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# A table, or what makes one: a dict of names and values for each row.
+Rows = pd.DataFrame | Sequence[dict[str, Any]]
 
 # One colour for each cell in every figure, from Okabe and Ito's palette, which survives colour
 # blindness and grey printing.
@@ -151,35 +155,97 @@ def encode(text: str, *, max_symbols: int = 128) -> tuple[np.ndarray, list[str]]
     return np.array([index.get(c, rare) for c in text], np.int32), vocabulary
 
 
+def read_codes(path: Path | None, *, longest: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return a text as integers, nine tenths and the last one, and its symbols.
+
+    Raises:
+        SystemExit: as `read_text`, or if the text has one symbol only, or its last tenth is no
+            longer than `longest` characters.
+    """
+    codes, vocabulary = encode(read_text(path))
+    if len(vocabulary) < 2:
+        sys.exit(f"--text: got one symbol only, {vocabulary[0]!r}, expected two or more")
+    cut = len(codes) * 9 // 10
+    if len(codes) - cut <= longest:
+        sys.exit(
+            f"--text: got {len(codes):,} characters, expected more than {10 * longest:,}, as "
+            f"passages of {longest:,} are taken from its last tenth"
+        )
+    return codes[:cut], codes[cut:], vocabulary
+
+
 def print_progress(line: str) -> None:
     """Print a line where `jaxrnn.fit` shows no progress bar: anywhere but on a terminal."""
     if not sys.stderr.isatty():
         print(line, flush=True)
 
 
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+def progress_bar(total: float) -> Any:
+    """Return a bar with the time that is left, on a terminal; `update` it by parts of the total."""
+    bar = "{percentage:3.0f}%|{bar:30}| {elapsed} gone, {remaining} left"
+    return tqdm(total=total, bar_format=bar, disable=None)
+
+
+def print_table(rows: Rows) -> None:
     """Print rows as a table with aligned columns; what nobody knows is a dash."""
-    header = list(rows[0])
-    cells = [[_format(row[name]) for name in header] for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    for line in [header, ["-" * width for width in widths], *cells]:
-        print("  ".join(entry.rjust(width) for entry, width in zip(line, widths, strict=True)))
+    print(_known(rows).to_string(index=False, float_format="{:.4g}".format))
 
 
-def _format(value: Any) -> str:
-    if value is None or value != value:  # only what is not a number differs from itself
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
+def markdown_table(rows: pd.DataFrame) -> str:
+    """Return rows as a table in Markdown; what nobody knows is a dash."""
+    align = ["right" if pd.api.types.is_numeric_dtype(kind) else "left" for kind in rows.dtypes]
+    texts = _known(rows).map(_brief)
+    return texts.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
-def save_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def label_ends(axes: Any, ends: Iterable[tuple[float, str, str]], *, gap: float = 0.05) -> None:
+    """Write texts to the right of axes, at lines' last values, and apart from one another.
+
+    Args:
+        axes: with their limits and scale set.
+        ends: a value on the y axis, a text and a colour for each.
+        gap: the least distance between two texts, as a share of the axes' height.
+    """
+    to_share = axes.transData + axes.transAxes.inverted()
+    placed = sorted((to_share.transform((1.0, y))[1], text, color) for y, text, color in ends)
+    height = -np.inf
+    heights = []
+    for share, _, _ in placed:
+        height = max(share, height + gap)
+        heights.append(height)
+    # Back down where the topmost were pushed out of the axes.
+    ceiling = 1.0
+    for place in reversed(range(len(heights))):
+        heights[place] = ceiling = min(heights[place], ceiling)
+        ceiling -= gap
+    for height, (_, text, color) in zip(heights, placed, strict=True):
+        write(axes, text, (1.0, height), (5, 0), color=color, xycoords="axes fraction", va="center")
+
+
+def write(
+    axes: Any, text: str, place: tuple[float, float], offset: tuple[float, float], **look: Any
+) -> None:
+    """Write a bold text at some points' distance from a place, on a white edge that sets it off."""
+    look = {"weight": "bold", "annotation_clip": False, **look}
+    edge = withStroke(linewidth=3, foreground="white")
+    axes.annotate(text, place, offset, textcoords="offset points", path_effects=[edge], **look)
+
+
+def _known(rows: Rows) -> pd.DataFrame:
+    table = pd.DataFrame(rows)
+    return table.astype(object).where(table.notna(), "-")
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def save_csv(path: Path, rows: Rows) -> None:
     """Write rows as CSV, making the folder if need be."""
-    rows = list(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    pd.DataFrame(rows).to_csv(path, index=False, na_rep="nan")
     print(f"wrote {path}")
 
 

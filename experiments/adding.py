@@ -7,6 +7,7 @@ before: the mean loss of the last ones is its error on fresh data.
 """
 
 import functools
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -107,36 +108,71 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
+def claim(runs: Sequence[Run]) -> str:
+    """Say up to which T each cell learns the sum, in the median of its seeds."""
+    longest = {
+        name: max(
+            (r.length for r in runs if r.cell == name and np.median(r.errors) < LEARNT),
+            default=None,
+        )
+        for name in dict.fromkeys(run.cell for run in runs)
+    }
+    return "; ".join(
+        f"{LABELS[name]} {'at no T' if length is None else f'up to T = {length}'}"
+        for name, length in longest.items()
+    )
+
+
 def draw_curves(runs: Sequence[Run], lengths: Sequence[int]) -> Any:
     """Draw each cell's learning curve, median and range over seeds, one panel for each length."""
     with plt.rc_context(_common.STYLE):
         figure, axes = plt.subplots(
-            1, len(lengths), figsize=(2 + 2.5 * len(lengths), 3.6), sharey=True, squeeze=False
+            1,
+            len(lengths),
+            figsize=(2.5 + 2.7 * len(lengths), 4),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
         )
         for axis, length in zip(axes[0], lengths, strict=True):
+            axis.set_title(f"T = {length}", loc="left")
+            axis.set(xlabel="training steps", yscale="log")
             for run in (run for run in runs if run.length == length):
                 steps = CHUNK * (1 + np.arange(run.losses.shape[1]))
                 color = _common.COLORS[run.cell]
-                axis.plot(steps, np.median(run.losses, axis=0), color=color, label=LABELS[run.cell])
+                axis.plot(steps, np.median(run.losses, axis=0), color=color)
                 axis.fill_between(
                     steps, run.losses.min(axis=0), run.losses.max(axis=0), color=color, alpha=0.2
                 )
-            axis.axhline(CHANCE, color="0.3", linestyle="--", linewidth=1, label="chance, 1/6")
-            axis.axhline(LEARNT, color="0.3", linestyle="--", linewidth=1)
-            axis.text(
-                axis.get_xlim()[1], LEARNT * 1.1, "learnt", ha="right", va="bottom", fontsize=9
-            )
-            axis.set(title=f"T = {length}", xlabel="training steps", yscale="log")
+            axis.set_xlim(0, axis.dataLim.x1)
+            for level in (CHANCE, LEARNT):
+                axis.axhline(level, color="0.3", linestyle="--", linewidth=1)
         # A relu cell starts with errors far above chance, which would make the rest small.
         axes[0, 0].set(ylabel="mean squared error", ylim=(None, 1))
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, ncols=len(labels), loc="upper center", bbox_to_anchor=(0.5, 0.02)
+        place = {"xycoords": ("axes fraction", "data"), "weight": "normal", "fontsize": 9}
+        for text, level in [("chance, 1/6", CHANCE), ("learnt", LEARNT)]:
+            _common.write(axes[0, 0], text, (0, level), (3, 3), **place)
+        last = [run for run in runs if run.length == lengths[-1]]
+        _common.label_ends(
+            axes[0, -1],
+            [
+                (min(np.median(run.errors), 1), LABELS[run.cell], _common.COLORS[run.cell])
+                for run in last
+            ],
         )
         figure.suptitle(
-            "Adding two numbers out of T: median and range over seeds, as far as errors are below 1"
+            "\n".join(
+                textwrap.wrap(
+                    f"Adding two of T numbers is learnt by {claim(runs)}", 30 * len(lengths)
+                )
+            ),
+            x=0.01,
+            ha="left",
+            weight="bold",
         )
-        figure.tight_layout()
+        figure.supxlabel(
+            "Lines are medians, bands reach from the best to the worst seed.", fontsize=9
+        )
     return figure
 
 

@@ -59,8 +59,8 @@ def windows(codes: Int[np.ndarray, "L"], length: int, batch_size: int) -> Window
     count = (len(codes) - 1) // (length * batch_size)
     if count == 0:
         raise ValueError(
-            f"got {len(codes)} characters, expected {length * batch_size + 1} at least for a window "
-            f"of {length} in {batch_size} lanes"
+            f"got {len(codes)} characters, expected {length * batch_size + 1} at least for a "
+            f"window of {length} in {batch_size} lanes"
         )
 
     def cut(codes: np.ndarray) -> np.ndarray:
@@ -234,32 +234,30 @@ def load_curve(path: Path) -> dict[int, Point]:
 def draw_curves(curves: dict[str, list[Point]], levels: dict[str, float]) -> Any:
     """Draw held-out bits against characters read and against time, with the n-gram levels."""
     with plt.rc_context(_common.STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+        figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
         for name, curve in curves.items():
             characters, seconds, bits = zip(*curve, strict=True)
             style = {"color": _common.COLORS[name], "marker": "o", "markersize": 3}
-            label = f"{LABELS[name]}, {bits[-1]:.2f} bits"
-            axes[0].plot(np.array(characters) / 1e6, bits, label=label, **style)
+            axes[0].plot(np.array(characters) / 1e6, bits, **style)
             axes[1].plot(seconds, bits, **style)
         for axis in axes:
-            for name, bits in levels.items():
+            for bits in levels.values():
                 axis.axhline(bits, color="0.4", linestyle="--", linewidth=1)
-                axis.annotate(
-                    f"{name}, {bits:.2f} bits",
-                    (1, bits),
-                    xycoords=("axes fraction", "data"),
-                    xytext=(0, 3),
-                    textcoords="offset points",
-                    ha="right",
-                    color="0.3",
-                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-                )
-            axis.set_xlim(left=0)
+            axis.set_xlim(0, axis.dataLim.x1)
         axes[0].set(xlabel="characters read, millions", ylabel="held-out bits per character")
         axes[1].set(xlabel="seconds, compilation included")
-        figure.legend(ncols=len(curves), loc="upper center", bbox_to_anchor=(0.5, 0.02))
-        figure.suptitle("Predicting the next character of a text not seen in training")
-        figure.tight_layout()
+        lines = [(curve[-1][-1], LABELS[n], _common.COLORS[n]) for n, curve in curves.items()]
+        lines += [(bits, name, "0.3") for name, bits in levels.items()]
+        ends = [(bits, f"{name}, {bits:.2f} bits", color) for bits, name, color in lines]
+        _common.label_ends(axes[0], ends)
+        below = sum(curve[-1][-1] < min(levels.values()) for curve in curves.values())
+        figure.suptitle(
+            f"{below} of {len(curves)} recurrent networks predict a text they haven't seen better "
+            "than counts of pairs",
+            weight="bold",
+            x=0.01,
+            ha="left",
+        )
     return figure
 
 

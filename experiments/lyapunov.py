@@ -20,11 +20,12 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 import jaxrnn
-from experiments import _common, benchmark
+from experiments import _common, _timing
 from jaxrnn import diagnostics
 
 # Colours for an order of sizes or gains, from light to dark, so that grey printing keeps it.
@@ -219,6 +220,13 @@ def draw(
         _draw_transition(axes[0], gains, results)
         _draw_spectra(axes[1], spectrum_gains, spectrum_size, spectrum)
         _draw_decay(axes[2], results)
+        figure.suptitle(
+            "Beyond gain 1 random networks are chaotic, and gradients grow as fast as disturbances",
+            fontsize=13,
+            weight="bold",
+            x=0.01,
+            ha="left",
+        )
     return figure
 
 
@@ -253,15 +261,29 @@ def _draw_spectra(
     axis: Any, gains: Sequence[float], size: int, spectrum: Float[np.ndarray, "G S N"]
 ) -> None:
     share = (1 + np.arange(size)) / size
-    for gain, exponents, color in zip(gains, spectrum, _shades(len(gains)), strict=True):
+    for exponents, color in zip(spectrum, _shades(len(gains)), strict=True):
         mean, deviation = exponents.mean(axis=0), exponents.std(axis=0, ddof=1)
-        axis.plot(share, mean, color=color, label=f"gain {gain:g}")
+        axis.plot(share, mean, color=color)
         axis.fill_between(share, mean - deviation, mean + deviation, color=color, alpha=0.25)
     axis.axhline(0, color="0.3", linewidth=0.8)
     axis.set(xlabel="number of the exponent / N", ylabel="Lyapunov exponent, nats per step")
-    axis.set_ylim(-3, 0.7)
+    axis.set(xlim=(0, 1), ylim=(-3, 0.7))
     axis.set_title(f"The spectrum, N = {size}", loc="left")
-    axis.legend(loc="lower left", fontsize=9)
+    # The larger the gain the sooner a line leaves the panel, and the farther left is its label.
+    places = (np.linspace(0.9, 0.3, len(gains)) * (size - 1)).astype(int)
+    for gain, place, exponents, color in zip(
+        gains, places, spectrum, _shades(len(gains)), strict=True
+    ):
+        middle = exponents[:, place].mean()
+        _common.write(
+            axis,
+            f"gain {gain:g}",
+            (float(share[place]), middle),
+            (0, 3),
+            color=color,
+            ha="center",
+            fontsize=8,
+        )
 
 
 def _draw_decay(axis: Any, results: Mapping[int, Measured]) -> None:
@@ -317,7 +339,7 @@ def run_cost(arguments: argparse.Namespace) -> None:
         jax.random.key(arguments.seed), jnp.asarray(2.0, jnp.float32), size
     )
     inputs = jnp.zeros((steps, 1), jnp.float32)
-    program = benchmark.compile_jax(
+    program = _timing.compile_jax(
         lambda *args: diagnostics.lyapunov_exponents(cell, *args, num_exponents=count).exponents,
         params,
         inputs,
@@ -341,13 +363,16 @@ def run_cost(arguments: argparse.Namespace) -> None:
     rows = [
         {
             "contender": name,
-            **benchmark.summary(seconds),
-            "compile_s": program.first if name == "jaxrnn" else 0.0,
+            **_timing.summary(seconds),
+            "first_s": program.first if name == "jaxrnn" else None,
+            "temporary_MiB": None,
             "largest exponent": largest[name],
         }
         for name, seconds in samples.items()
     ]
-    _common.save_csv(arguments.out / "lyapunov_cost.csv", rows)
+    sizes = {"units": size, "exponents": count, "steps": steps}
+    table = pd.DataFrame(rows).assign(**sizes, **_timing.header())
+    _common.save_csv(arguments.out / "lyapunov_cost.csv", table)
     print()
     _common.print_table(rows)
     ratio = np.median(np.divide(samples["NumPy loop"], samples["jaxrnn"]))

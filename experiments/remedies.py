@@ -26,7 +26,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 import jaxrnn
-from experiments import _common
+from experiments import _chrono, _common, _statistics
 from jaxrnn import diagnostics, initializers
 
 # How many steps one call of the compiled program makes, and one point of a curve averages.
@@ -34,8 +34,6 @@ CHUNK = 50
 # A seed has learnt when its error falls below this share of chance.
 LEARNT = 0.1
 SYMBOLS, TO_COPY = 4, 2
-# Of fewer remedies a bootstrap sample is all too often all of one or the other.
-LEAST_GROUPS = 5
 # Gradients that stay at this share of the last one's count as reaching back.
 FRACTION = 0.01
 # Flossing, before training: how many steps, with how large ones, over how many of the inputs.
@@ -136,22 +134,6 @@ TASKS = {
 }
 
 
-def _chrono_lstm(
-    params: jaxrnn.cells.LSTMParams, key: PRNGKeyArray, length: int
-) -> jaxrnn.cells.LSTMParams:
-    units = params.recurrent_kernel.shape[0]
-    forget = initializers.chrono(length)(key, (units,), params.kernel.dtype)
-    return params._replace(bias=jnp.concatenate([-forget, forget, jnp.zeros(2 * units)]))
-
-
-def _chrono_gru(
-    params: jaxrnn.cells.GRUParams, key: PRNGKeyArray, length: int
-) -> jaxrnn.cells.GRUParams:
-    units = params.recurrent_kernel.shape[0]
-    keep = initializers.chrono(length)(key, (units,), params.kernel.dtype)
-    return params._replace(bias=jnp.concatenate([jnp.zeros(units), keep, jnp.zeros(units)]))
-
-
 _plain = functools.partial(jaxrnn.elman, recurrent_init=initializers.glorot_uniform)
 _irnn = functools.partial(
     jaxrnn.elman, activation=jax.nn.relu, recurrent_init=initializers.identity()
@@ -165,9 +147,9 @@ REMEDIES = {
     "orthogonal": Remedy("orthogonal", COLORS["tanh"], jaxrnn.elman),
     "identity": Remedy("identity, relu", COLORS["identity"], _irnn),
     "gru": Remedy("GRU", COLORS["gru"], jaxrnn.gru),
-    "gru_chrono": Remedy("GRU, chrono", COLORS["gru"], jaxrnn.gru, ":", bias=_chrono_gru),
+    "gru_chrono": Remedy("GRU, chrono", COLORS["gru"], jaxrnn.gru, ":", bias=_chrono.gru),
     "lstm": Remedy("LSTM", COLORS["lstm"], jaxrnn.lstm),
-    "lstm_chrono": Remedy("LSTM, chrono", COLORS["lstm"], jaxrnn.lstm, ":", bias=_chrono_lstm),
+    "lstm_chrono": Remedy("LSTM, chrono", COLORS["lstm"], jaxrnn.lstm, ":", bias=_chrono.lstm),
 }
 
 
@@ -331,42 +313,6 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
-def ranks(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """Return each value's rank from 1, equal ones sharing the mean of theirs."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[places]
-
-
-def spearman(x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> float:
-    """Return the correlation of ranks; not a number where all values of one are equal."""
-    with np.errstate(invalid="ignore"):
-        return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
-
-
-def bootstrap(
-    groups: Sequence[Sequence[np.ndarray]], seed: int, draws: int = 1000
-) -> tuple[float, float, float]:
-    """Return the rank correlation of all points, and a 95% interval from resampled groups.
-
-    A group is the x and the y of points that belong together. Of fewer than `LEAST_GROUPS` the
-    interval is not a number: their few resamplings say nothing of its ends.
-    """
-    generator = np.random.default_rng(seed)
-
-    def correlation(chosen: Sequence[Sequence[np.ndarray]]) -> float:
-        return spearman(*(np.concatenate(column) for column in zip(*chosen, strict=True)))
-
-    middle = correlation(groups)
-    if np.isnan(middle) or len(groups) < LEAST_GROUPS:
-        return middle, np.nan, np.nan
-    samples = [
-        correlation([groups[place] for place in generator.integers(len(groups), size=len(groups))])
-        for _ in range(draws)
-    ]
-    low, high = np.nanpercentile(samples, [2.5, 97.5])
-    return middle, float(low), float(high)
-
-
 # What is known before training: how far the gradient reaches, and how near it is to keeping its
 # norm, as one that explodes is of no more use.
 PREDICTORS: dict[str, Callable[[Run], Float[np.ndarray, "S"]]] = {
@@ -394,7 +340,7 @@ def correlations(runs: Sequence[Run], seed: int) -> list[dict[str, Any]]:
                 ]
                 for remedy in dict.fromkeys(run.remedy for run in chosen)
             ]
-            middle, low, high = bootstrap(groups, seed)
+            middle, low, high = _statistics.bootstrap(groups, seed)
             rows.append(
                 {
                     "predictor": predictor,
@@ -413,7 +359,7 @@ def interval_text(correlated: Mapping[str, Any]) -> str:
     if np.isnan(correlated["Spearman"]):
         return "no ranks: all equal"
     if np.isnan(correlated["95% from"]):
-        return f"fewer than {LEAST_GROUPS} remedies"
+        return f"fewer than {_statistics.LEAST_GROUPS} remedies"
     return f"{correlated['95% from']:.2f} to {correlated['to']:.2f}"
 
 
@@ -455,6 +401,12 @@ def draw(runs: Sequence[Run], correlated: Sequence[dict[str, Any]]) -> Any:
             )
             for task in tasks
         ]
+        reached = correlated[0]
+        figure.suptitle(
+            "How far the gradient reaches before training, and how much is learnt: "
+            f"rank correlation {reached['Spearman']:.2f}",
+            weight="bold",
+        )
         figure.legend(
             handles=lines + points, loc="outside lower center", ncols=(len(lines) + 3) // 2
         )
@@ -477,7 +429,8 @@ def _draw_curves(axis: Any, runs: Sequence[Run]) -> None:
             linewidth=0,
         )
     axis.axhline(LEARNT, color="0.3", linestyle="--", linewidth=1)
-    axis.text(axis.get_xlim()[1], LEARNT * 1.1, "learnt", ha="right", va="bottom", fontsize=9)
+    place = {"xycoords": ("axes fraction", "data"), "weight": "normal", "fontsize": 9}
+    _common.write(axis, "learnt", (0, LEARNT), (3, 3), **place)
     axis.set_yscale("log")
 
 

@@ -247,7 +247,8 @@ def draw(runs: Sequence[Run], test: Digits, *, order: str) -> Any:
     with plt.rc_context(_common.STYLE):
         figure, axes = plt.subplot_mosaic(
             [["image", "curves"], ["sequence", "curves"]],
-            figsize=(9.5, 4.4),
+            figsize=(10.5, 4.6),
+            layout="constrained",
             width_ratios=[1, 2.2],
             height_ratios=[1.6, 1],
         )
@@ -257,26 +258,30 @@ def draw(runs: Sequence[Run], test: Digits, *, order: str) -> Any:
         ink = test.images[0].ravel() / test.most_ink
         axes["sequence"].step(np.arange(test.length), ink, color="0.2", linewidth=1)
         axes["sequence"].set(xlabel="step", ylabel="ink", yticks=[0, 1])
+        curves, ends = axes["curves"], []
+        curves.set(xlabel="training steps", ylabel="test accuracy, %", ylim=(0, 100))
         for run in runs:
             mean = 100 * run.accuracies.mean(axis=0)
             error = 100 * standard_error(run.accuracies)
             color = _common.COLORS[run.cell]
             known = "" if np.isnan(error[-1]) else f" ± {error[-1]:.1f}"
-            label = f"{LABELS[run.cell]}: {mean[-1]:.1f}{known}%"
-            axes["curves"].plot(run.steps, mean, color=color, label=label)
-            axes["curves"].fill_between(
-                run.steps, mean - error, mean + error, color=color, alpha=0.2
-            )
-        axes["curves"].axhline(
-            100 / CLASSES, color="0.3", linestyle="--", linewidth=1, label="chance: 10%"
-        )
-        axes["curves"].set(xlabel="training steps", ylabel="test accuracy, %", ylim=(0, 100))
-        axes["curves"].set_xlim(left=0)
-        axes["curves"].legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+            curves.plot(run.steps, mean, color=color)
+            curves.fill_between(run.steps, mean - error, mean + error, color=color, alpha=0.2)
+            ends.append((mean[-1], f"{LABELS[run.cell]}\n{mean[-1]:.1f}{known}%", color))
+        curves.axhline(100 / CLASSES, color="0.3", linestyle="--", linewidth=1)
+        place = {"xycoords": ("axes fraction", "data"), "weight": "normal", "fontsize": 9}
+        _common.write(curves, "chance", (0, 100 / CLASSES), (3, 3), **place)
+        curves.set_xlim(0, max(run.steps[-1] for run in runs))
+        _common.label_ends(curves, ends, gap=0.12)
         several = ", mean and standard error over seeds" if len(runs[0].accuracies) > 1 else ""
-        axes["curves"].set_title(f"accuracy{several}", loc="left")
-        figure.suptitle(f"Which digit is it? Read pixel by pixel, in {test.length} steps")
-        figure.tight_layout()
+        curves.set_title(f"accuracy{several}", loc="left")
+        right = ", ".join(f"{LABELS[r.cell]} {r.accuracies[:, -1].mean():.0%}" for r in runs)
+        figure.suptitle(
+            f"Digits read pixel by pixel, in {test.length} steps: {right} right",
+            x=0.01,
+            ha="left",
+            weight="bold",
+        )
     return figure
 
 

@@ -1,25 +1,23 @@
-"""The vanishing gradient on real text: how far back in time does each cell's gradient reach?
+"""What the gradient doesn't reach isn't learnt: how far back can a network remember a cue?
 
-A model reads text and predicts the next character. The error of its last prediction alone is
-differentiated with respect to the hidden state at every step before. The norm of that gradient,
-against the number of steps back, says how much the end can still teach the network about the past.
-Extended it stand two predictions. For Elman networks (gamma * ||W||) ** steps is its bound (Pascanu,
-Mikolov and Bengio, 2013): gamma is the steepest slope of the activation, ||W|| the recurrent
-kernel's largest singular value. For every cell exp(exponent * steps) is its typical size, of the
-largest Lyapunov exponent on the same windows. An LSTM has its memory in a second variable, the cell
-state: a change of its hidden state alone first has to pass the gates, whence the drop at the first
-step back. Trained, it keeps some cell states so large that their tanh is flat: the exponent is then
-that of a memory which nothing reads, and the gradient dies sooner. Every model is trained from
-several seeds, which draw its parameters and its text: lines, dots and numbers are the medians over
-them, bands and bars reach from the lowest to the highest. All cells start as the library
-makes them; one more LSTM starts with its forget gate wide open, since that is what decides how far
-an LSTM's gradient reaches. Of a stack of LSTMs the gradient is measured at every layer, and drawn
-as a map of layers and steps.
+A passage of real text begins with a cue, one of four symbols that occur nowhere else. T characters
+later comes a question mark of its own, and the network must name the cue. Before any training, the
+gradient of that answer's loss is followed back through the text: the horizon is how many steps back
+1% of it is left. Then the network is trained, at each T afresh, and asked about text that it hasn't
+seen. Logistic and tanh networks, a GRU and an LSTM start as the library makes them: recurrent
+kernels orthogonal, an LSTM's forget bias 1. The remedy is the same GRU with chrono biases (Tallec
+and Ollivier, 2018), which let some units keep their state for up to T steps from the start.
+
+All networks have the same number of training steps, and stop before it only when all seeds of one
+have learnt. Where the gradient vanishes, training is a random walk, which may come upon a network
+that remembers: tanh networks now and then learn a T far beyond their horizon, and more often the
+larger the learning rate and the smaller the batch. Once a network has latched the cue for good, its
+gradient may vanish again (Bengio, Simard and Frasconi, 1994).
 """
 
-import statistics
-from collections.abc import Callable
-from operator import itemgetter
+import functools
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,489 +27,422 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from jax import lax
-from matplotlib.colors import LogNorm
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from matplotlib.ticker import PercentFormatter
 
 import jaxrnn
-from experiments import _common
+from experiments import _chrono, _common, _gradient, _statistics
+from experiments._gradient import LEVEL, Curve, horizon
 
+TITLE = "What the gradient doesn't reach isn't learnt"
+CUES = 4
+CHANCE = 1 / CUES
 EMBEDDING_SIZE = 32
-LEARNING_RATE = 3e-3
 CLIP_NORM = 1.0
-# The forget gate's bias of the LSTM that starts with it open: sigmoid(5) = 0.993.
-OPEN_GATE = 5.0
-# The horizon is where the gradient falls below this part of its size at the end.
-LEVEL = 0.01
-# How many steps back the table looks.
-STEPS_BACK = 100
-# How many steps a window's exponent leaves out, in which tangents still turn to the leading one.
-BURN_IN = 20
+# A network has learnt a T with this accuracy, and fails with less than the other.
+LEARNT, FAILED = 0.9, 0.5
+# Training ends early when the mean loss of CHUNK steps, in nats, is below this for all seeds.
+SOLVED = 0.05
+CHUNK = 50
+# How many passages the accuracy, and the gradient, are measured on.
+ASKED, MEASURED = 512, 32
 
 
-class Settings(NamedTuple):
-    """How much to train and measure."""
+class Recipe(NamedTuple):
+    """How to make a network: a cell of a hidden size, and the biases that it starts from.
 
-    hidden_size: int
-    steps: int
-    batch_size: int
-    train_length: int
-    lengths: tuple[int, ...]
-    windows: int
-    cells: tuple[str, ...]
-    layers: int
-    seeds: int
-
-
-CELLS = ("logistic", "tanh", "relu", "identity", "gru", "lstm", "lstm_open")
-FULL = Settings(64, 500, 32, 100, (50, 200, 500), 32, CELLS, layers=3, seeds=3)
-# Compiling takes the same time for a small cell as for a large one: hence fewer.
-QUICK = Settings(32, 200, 16, 50, (500,), 16, ("logistic", "lstm"), layers=2, seeds=2)
-
-
-class Model(NamedTuple):
-    """A next-character model; `gamma` is the steepest slope of an Elman cell's activation."""
-
-    name: str
-    label: str
-    gamma: float | None
-    embedding: jaxrnn.Layer
-    cell: jaxrnn.Cell
-    dense: jaxrnn.Layer
-    layers: int = 1
-
-    @property
-    def network(self) -> jaxrnn.Layer:
-        """The model as one layer, from characters to logits."""
-        # Seeds are mapped over, where the default engine gains nothing.
-        rnns = [jaxrnn.rnn(self.cell, engine=jaxrnn.engines.scan())] * self.layers
-        return jaxrnn.serial(self.embedding, *rnns, self.dense)
-
-    @property
-    def color(self) -> str:
-        """The cell's colour in figures."""
-        return _common.COLORS[self.name.split("_")[0]]
-
-    @property
-    def linestyle(self) -> str:
-        """Dots for a variant of another model, which has its colour."""
-        return ":" if self.name.endswith("_open") else "-"
-
-    @property
-    def marker(self) -> str:
-        """Upright crosses for such a variant."""
-        return "+" if self.name.endswith("_open") else "x"
-
-
-class Profile(NamedTuple):
-    """The gradient's norm in one layer, 0, 1, 2, ... steps back, and what theory says of it.
-
-    `norms` `(seeds, T)` and `bound` `(T,)` are relative to the norm at the last step of the last
-    layer. `bound`, the median over the seeds, is None for a cell that has none, and `exponents`
-    `(seeds,)`, in nats per step, where they aren't measured.
+    `bias` is `(params, key, length) -> params`; None for the library's own.
     """
 
-    model: Model
-    layer: int
-    trained: bool
-    norms: np.ndarray
-    bound: np.ndarray | None
-    exponents: np.ndarray | None
-
-    @property
-    def length(self) -> int:
-        """How many steps were measured."""
-        return self.norms.shape[1]
-
-    @property
-    def exponent(self) -> float | None:
-        """The median exponent."""
-        return None if self.exponents is None else float(np.median(self.exponents))
-
-    @property
-    def horizons(self) -> tuple[float, float, float]:
-        """The lowest, the median and the highest horizon of the seeds."""
-        steps = [horizon(norms) for norms in self.norms]
-        return min(steps), statistics.median(steps), max(steps)
-
-    @property
-    def name(self) -> str:
-        """What files call the cell."""
-        return f"{self.model.name}_{self.layer}" if self.model.layers > 1 else self.model.name
-
-    @property
-    def label(self) -> str:
-        """What tables and figures call the cell."""
-        stacked = f"{self.model.label}, layer {self.layer}"
-        return stacked if self.model.layers > 1 else self.model.label
+    label: str
+    color: str
+    cell: Callable[[int], jaxrnn.Cell]
+    bias: Callable[[Any, PRNGKeyArray, int], Any] | None = None
 
 
-def make_models(hidden_size: int, num_symbols: int) -> list[Model]:
-    """Return the models to compare: four Elman networks, two LSTMs and a GRU."""
-    elman, sigmoid, relu = jaxrnn.elman, jax.nn.sigmoid, jax.nn.relu
-    cells = [
-        ("logistic", "Elman, logistic", 0.25, elman(hidden_size, activation=sigmoid)),
-        ("tanh", "Elman, tanh", 1.0, elman(hidden_size)),
-        ("relu", "Elman, relu", 1.0, elman(hidden_size, activation=relu)),
-        ("identity", "Elman, identity", 1.0, elman(hidden_size, activation=jax.nn.identity)),
-        ("gru", "GRU", None, jaxrnn.gru(hidden_size)),
-        ("lstm", "LSTM", None, jaxrnn.lstm(hidden_size)),
-        ("lstm_open", "LSTM, open", None, jaxrnn.lstm(hidden_size, forget_bias=OPEN_GATE)),
-    ]
-    embedding = jaxrnn.embedding(num_symbols, EMBEDDING_SIZE)
-    dense = jaxrnn.dense(num_symbols)
-    return [Model(name, label, gamma, embedding, cell, dense) for name, label, gamma, cell in cells]
+_logistic = functools.partial(jaxrnn.elman, activation=jax.nn.sigmoid)
+RECIPES = {
+    "logistic": Recipe("logistic", "#666666", _logistic),
+    "tanh": Recipe("tanh", _common.COLORS["tanh"], jaxrnn.elman),
+    "gru": Recipe("GRU", _common.COLORS["gru"], jaxrnn.gru),
+    "lstm": Recipe("LSTM", _common.COLORS["lstm"], jaxrnn.lstm),
+    "gru_chrono": Recipe("chrono GRU", _common.COLORS["identity"], jaxrnn.gru, _chrono.gru),
+}
 
 
-def make_stack(hidden_size: int, num_symbols: int, layers: int) -> Model:
-    """Return the model with several layers, of LSTMs."""
-    lstm = next(model for model in make_models(hidden_size, num_symbols) if model.name == "lstm")
-    return lstm._replace(name="lstm_stack", label=f"{layers} LSTMs", layers=layers)
+class Network(NamedTuple):
+    """A model that reads a passage and names its cue, and its S seeds' parameters before training.
+
+    `initial` is stacked, and has the library's own biases.
+    """
+
+    recipe: Recipe
+    model: jaxrnn.Layer
+    initial: PyTree
+    bias_keys: PRNGKeyArray
+
+    def params(self, length: int) -> PyTree:
+        """Return the parameters that training at a T begins with."""
+        if self.recipe.bias is None:
+            return self.initial
+        embedding, cell, dense = self.initial
+        # Chrono biases are of memories longer than two steps.
+        bias = jax.vmap(self.recipe.bias, in_axes=(0, 0, None))
+        return embedding, bias(cell, self.bias_keys, max(length, 3)), dense
 
 
-def windows_before(text: jax.Array, ends: jax.Array, length: int) -> jax.Array:
-    """Return windows `(*N, length + 1, B)` of text, their last characters at `ends` `(*N, B)`."""
-    return text[ends[..., None, :] + jnp.arange(-length, 1)[:, None]]
+class Outcome(NamedTuple):
+    """What S seeds of a network have learnt at one T."""
+
+    name: str
+    length: int
+    params: PyTree
+    accuracy: Float[np.ndarray, "S"]
+    steps: int
+
+
+class Passages(NamedTuple):
+    """A text that passages are taken from, and how many symbols it has; the cues come next."""
+
+    text: Int[Array, "N"]
+    symbols: int
+
+    def draw(
+        self, key: PRNGKeyArray, count: int, length: int
+    ) -> tuple[Int[Array, "T+1 B"], Int[Array, "B"]]:
+        """Draw passages with a cue at their start and, `length` steps later, the question."""
+        start_key, cue_key = jax.random.split(key)
+        starts = jax.random.randint(start_key, (count,), 0, self.text.size - length)
+        cues = jax.random.randint(cue_key, (count,), 0, CUES)
+        passages = self.text[starts + jnp.arange(length + 1)[:, None]]
+        question = self.symbols + CUES
+        return passages.at[0].set(self.symbols + cues).at[-1].set(question), cues
+
+
+def make_network(
+    recipe: Recipe, symbols: int, key: PRNGKeyArray, *, hidden_size: int, seeds: int
+) -> Network:
+    """Make a network and draw its seeds' parameters."""
+    model = jaxrnn.serial(
+        jaxrnn.embedding(symbols + CUES + 1, EMBEDDING_SIZE),
+        # Seeds are mapped over, where the default engine gains nothing.
+        jaxrnn.rnn(recipe.cell(hidden_size), return_sequences=False, engine=jaxrnn.engines.scan()),
+        jaxrnn.dense(CUES),
+    )
+    init_keys, bias_keys = (jax.random.split(k, seeds) for k in jax.random.split(key))
+    initial = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(model.init, init_keys))
+    return Network(recipe, model, initial, bias_keys)
+
+
+class _Solved(Exception):
+    """Ends a sweep in which every seed has learnt."""
+
+    def __init__(self, result: jaxrnn.training.FitResult):
+        self.result = result
 
 
 def train(
-    model: Model, params: Any, text: jax.Array, settings: Settings, keys: jax.Array
-) -> tuple[Any, np.ndarray]:
-    """Train a model from each of several parameters to predict every character of windows of text.
+    network: Network,
+    passages: Passages,
+    length: int,
+    keys: PRNGKeyArray,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    on_steps: Callable[[int], None],
+) -> tuple[PyTree, int]:
+    """Train a network's seeds at one T.
 
     Returns:
-        The parameters, and the mean losses in bits over the last tenth of the steps made: fewer
-        than all if a loss ceased to be finite.
+        The parameters, and how many steps were made.
     """
 
-    def batches(key: jax.Array) -> jax.Array:
-        ends = jax.random.randint(key, (settings.batch_size,), settings.train_length, text.size)
-        return windows_before(text, ends, settings.train_length)
+    def loss(params: PyTree, batch: tuple[Array, Array], key: PRNGKeyArray) -> Array:
+        inputs, cues = batch
+        return jaxrnn.losses.softmax_cross_entropy(
+            network.model.apply(params, None, inputs)[1], cues
+        )
 
-    def loss(params: Any, windows: jax.Array, key: jax.Array) -> jax.Array:
-        del key
-        _, logits = model.network.apply(params, None, windows[:-1])
-        return jaxrnn.losses.softmax_cross_entropy(logits, windows[1:])
+    def report(done: int, result: jaxrnn.training.FitResult) -> None:
+        on_steps(done)
+        if (result.losses[:, -CHUNK:].mean(axis=1) < SOLVED).all():
+            raise _Solved(result)
 
-    def setup(params: Any, key: jax.Array) -> tuple[Any, Any, Any]:
-        del key
-        return loss, params, optax.adam(LEARNING_RATE)
-
-    result = jaxrnn.sweep(
-        setup,
-        params,
-        batches,
-        steps=settings.steps,
-        key=keys,
-        clip_norm=CLIP_NORM,
-        progress=False,
-    )
-    bits = []
-    for number, losses in enumerate(np.asarray(result.losses)):
-        finite = losses[np.isfinite(losses)]
-        if len(finite) < len(losses):
-            print(f"{model.label}, seed {number}: stopped at step {len(finite)}, no longer finite")
-        bits.append(finite[-max(1, settings.steps // 10) :].mean() / np.log(2))
-    return result.params, np.array(bits)
+    try:
+        result = jaxrnn.sweep(
+            lambda params, key: (loss, params, optax.adam(learning_rate)),
+            network.params(length),
+            functools.partial(passages.draw, count=batch_size, length=length),
+            steps=steps,
+            key=keys,
+            clip_norm=CLIP_NORM,
+            report_every=CHUNK,
+            on_report=report,
+            progress=False,
+        )
+    except _Solved as solved:
+        result = solved.result
+    return result.params, result.losses.shape[1]
 
 
-def make_norms_back(model: Model) -> Callable[[Any, jax.Array], jax.Array]:
-    """Make the function that measures the gradient's norm at 0, 1, 2, ... steps back from the end.
+def measure_accuracy(
+    network: Network, params: PyTree, passages: Passages, length: int, key: PRNGKeyArray
+) -> Float[np.ndarray, "S"]:
+    """Return the share of right answers on fresh passages, of each seed."""
+    inputs, cues = passages.draw(key, ASKED, length)
 
-    It takes the parameters and windows `(T + 1, B)`, and returns `(T, L, B)` for the model's L
-    layers.
+    @jax.jit
+    def accuracy(params: PyTree) -> Array:
+        def of_seed(params: PyTree) -> Array:
+            _, logits = network.model.apply(params, None, inputs)
+            return (logits.argmax(axis=-1) == cues).mean()
+
+        return lax.map(of_seed, params)
+
+    return np.asarray(accuracy(params))
+
+
+def gradient_back(
+    network: Network, params: PyTree, inputs: Int[Array, "T+1 B"], cues: Int[Array, "B"]
+) -> Float[np.ndarray, "S T+1"]:
+    """Return how much of the loss's gradient is left 0, 1, 2, ... steps back, of each seed.
+
+    The norm is over all of the state, as an LSTM remembers in its cell state, and the mean over
+    passages: a training step adds their gradients up, large and small.
     """
 
     @jax.jit
-    def norms_back(params: Any, windows: jax.Array) -> jax.Array:
-        def last_loss(logits: jax.Array) -> jax.Array:
-            return jaxrnn.losses.softmax_cross_entropy(logits[-1], windows[-1])
+    def norms_back(params: PyTree) -> Array:
+        def of_seed(params: PyTree) -> Array:
+            (state,) = jaxrnn.diagnostics.state_gradients(
+                lambda logits: jaxrnn.losses.softmax_cross_entropy(logits, cues),
+                network.model,
+                params,
+                inputs,
+                part=None,
+            )
+            units = jnp.concatenate(jax.tree.leaves(state), axis=-1)
+            return jnp.linalg.norm(units, axis=-1).mean(axis=-1)[::-1]
 
-        gradients = jaxrnn.diagnostics.state_gradients(
-            last_loss, model.network, params, windows[:-1]
-        )
-        return jnp.stack([jnp.linalg.norm(array, axis=-1)[::-1] for array in gradients], axis=1)
+        return lax.map(of_seed, params)
 
-    return norms_back
+    norms = np.asarray(norms_back(params), np.float64)
+    return norms / norms[:, :1]
 
 
-def make_exponent(model: Model) -> Callable[[Any, jax.Array], jax.Array]:
-    """Make the function that measures a cell's largest Lyapunov exponent on windows of text.
+def longest_learnt(outcomes: Sequence[Outcome]) -> Float[np.ndarray, "S"]:
+    """Return the longest T that each seed of a network has learnt, 0 for none."""
+    lengths = np.array([outcome.length for outcome in outcomes])
+    learnt = np.stack([outcome.accuracy >= LEARNT for outcome in outcomes], axis=1)
+    return np.where(learnt, lengths, 0).max(axis=1)
 
-    It takes the parameters and windows `(T + 1, B)`, and returns the mean of the B exponents.
+
+# Of each network: how much of the gradient is left 0, 1, 2, ... steps back, for each seed.
+Curves = dict[str, Float[np.ndarray, "S T+1"]]
+
+
+def exceptions(label: str, reach: float, outcomes: Sequence[Outcome]) -> list[str]:
+    """Say where a network's horizon doesn't foretell what it learns, within a factor.
+
+    It should learn with all seeds what is within half its horizon, or all if that is as long as the
+    longest passage, and fail in the median at four times the horizon.
     """
-
-    @jax.jit
-    def exponent(params: Any, windows: jax.Array) -> jax.Array:
-        embedding, cell, _ = params
-        _, inputs = model.embedding.apply(embedding, None, windows[:-1])
-        spectrum = jaxrnn.diagnostics.lyapunov_exponents(
-            model.cell, cell, inputs, num_exponents=1, burn_in=BURN_IN
-        )
-        return spectrum.exponents.mean()
-
-    return exponent
-
-
-def bound_back(model: Model, params: Any, steps: int) -> np.ndarray | None:
-    """Return (gamma * ||W||) ** k for k = 0, 1, 2, ...: what no gradient exceeds k steps back."""
-    if model.gamma is None:
-        return None
-    _, cell, _ = params
-    factor = model.gamma * np.linalg.norm(np.asarray(cell.recurrent_kernel, np.float64), 2)
-    with np.errstate(over="ignore"):
-        return factor ** np.arange(steps)
+    longest = max(outcome.length for outcome in outcomes)
+    within = longest if reach >= longest else reach / 2
+    told = []
+    for outcome in outcomes:
+        learnt, seeds = int((outcome.accuracy >= LEARNT).sum()), len(outcome.accuracy)
+        if outcome.length <= within and learnt < seeds:
+            told.append(f"{label} learns T = {outcome.length} with {learnt} of {seeds} seeds only")
+        if outcome.length >= 4 * reach and np.median(outcome.accuracy) >= FAILED:
+            told.append(
+                f"{label} has {np.median(outcome.accuracy):.0%} right at T = {outcome.length}"
+            )
+    return told
 
 
-def measure(
-    model: Model,
-    trained: bool,
-    params: list[Any],
-    norms: np.ndarray,
-    exponents: np.ndarray | None,
-) -> list[Profile]:
-    """Average each seed's norms `(seeds, T, L, B)` of all windows, and relate them to the end.
+def unreached(after: Curves, outcomes: Sequence[Outcome]) -> list[str]:
+    """Say in how many seeds the trained gradient misses a cue they know, or reaches another."""
+    told = []
+    for outcome in outcomes:
+        label, length = RECIPES[outcome.name].label, outcome.length
+        reaches, knows = after[outcome.name][:, -1] >= LEVEL, outcome.accuracy >= LEARNT
+        for count, what in [
+            ((knows & ~reaches).sum(), "knows the cue with no gradient back to it"),
+            ((reaches & ~knows).sum(), "misses the cue with a gradient back to it"),
+        ]:
+            if count:
+                told.append(f"at T = {length} {label} {what} in {count} of {len(knows)} seeds")
+    return told
 
-    The arithmetic mean, as a training step adds the windows' gradients up, large and small. There
-    is a profile for each of the L layers.
+
+def dividing_length(outcomes: Sequence[Outcome]) -> int:
+    """Return the T at which networks that learnt and those that didn't are most nearly as many.
+
+    Of several the shortest.
     """
-    mean = norms.mean(axis=-1, dtype=np.float64)
-    relative = mean / mean[:, :1, -1:]
-    each = [bound_back(model, of_seed, norms.shape[1]) for of_seed in params]
-    bounds = [bound for bound in each if bound is not None]
-    bound = np.median(bounds, axis=0) if bounds else None
-    return [
-        Profile(model, number + 1, trained, relative[..., number], bound, exponents)
-        for number in range(mean.shape[-1])
-    ]
+    lengths = sorted({outcome.length for outcome in outcomes})
+
+    def imbalance(length: int) -> int:
+        medians = [np.median(o.accuracy) for o in outcomes if o.length == length]
+        return abs(sum(1 if median >= LEARNT else -1 for median in medians))
+
+    return min(lengths, key=imbalance)
 
 
-def horizon(norms: np.ndarray) -> int:
-    """Return how many steps back the norms stay at `LEVEL` of the first or above, without a break.
-
-    A gradient too large for its dtype has not vanished, so what is not a number doesn't end it.
-    """
-    below = norms < LEVEL * norms[0]
-    return int(below.argmax()) - 1 if below.any() else len(norms) - 1
-
-
-def horizon_text(steps: float, length: int) -> str:
-    """Return a horizon as text, with a sign where it is only known to lie beyond the start."""
-    return f">= {steps:g}" if steps == length - 1 else f"{steps:g}"
-
-
-def horizons_text(profile: Profile) -> str:
-    """Return the median horizon as text, and how far the seeds are apart."""
-    low, middle, high = (horizon_text(steps, profile.length) for steps in profile.horizons)
-    return middle if low == high else f"{middle} ({low} to {high})"
-
-
-def predicted_horizon(exponent: float, length: int) -> int:
-    """Return the horizon of a gradient exp(exponent * steps) in a window of `length` steps."""
-    if exponent >= 0:
-        return length - 1
-    return min(length - 1, int(np.log(LEVEL) / exponent))
-
-
-def table_row(profile: Profile, bits: np.ndarray | None) -> dict[str, Any]:
-    """Return one row of the table: medians over the seeds, and what their spread is."""
-    norms, bound, exponents = profile.norms, profile.bound, profile.exponents
-    reaches = profile.length > STEPS_BACK
-    return {
-        "cell": profile.label,
-        "length": profile.length,
-        "when": _when(profile.trained),
-        "horizon": horizons_text(profile),
-        "exponent": "" if profile.exponent is None else profile.exponent,
-        "+-": "" if exponents is None else _half_range(exponents),
-        "horizon by it": ""
-        if profile.exponent is None
-        else predicted_horizon(profile.exponent, profile.length),
-        f"gradient {STEPS_BACK} back": float(np.median(norms[:, STEPS_BACK])) if reaches else "",
-        f"bound {STEPS_BACK} back": float(bound[STEPS_BACK])
-        if reaches and bound is not None
-        else "",
-        "bits per character": "" if bits is None else float(np.median(bits)),
-        "bits +-": "" if bits is None else _half_range(bits),
-    }
-
-
-def _half_range(values: np.ndarray) -> float:
-    return float(np.ptp(values) / 2)
-
-
-def curve_rows(profile: Profile) -> list[dict[str, Any]]:
-    """Return one row for each seed and step back."""
-    bound = [""] * profile.length if profile.bound is None else profile.bound
-    return [
-        {
-            "cell": profile.name,
-            "length": profile.length,
-            "when": _when(profile.trained),
-            "seed": seed,
-            "steps_back": steps,
-            "gradient": float(norm),
-            "bound": limit,
-        }
-        for seed, norms in enumerate(profile.norms)
-        for steps, (norm, limit) in enumerate(zip(norms, bound, strict=True))
-    ]
-
-
-def _when(trained: bool) -> str:
-    return "trained" if trained else "initial"
-
-
-def print_summary(before: list[Profile], after: list[Profile]) -> None:
-    """Say in words what training did to each horizon."""
-    length = before[0].length
-    print(f"\nSteps back with {LEVEL:.0%} of the gradient or more, in windows of {length}:")
-    for old, new in zip(before, after, strict=True):
-        verdict = "as far, within the seeds' spread"
-        if new.horizons[-1] < old.horizons[0]:
-            verdict = "shorter"
-        elif new.horizons[0] > old.horizons[-1]:
-            verdict = "longer"
-        print(
-            f"  {old.label:<16} {horizons_text(old):>16} at initialisation, "
-            f"{horizons_text(new):>16} after training: {verdict}"
+def picture(before: Curves, outcomes: Sequence[Outcome], after: Curves, caption: str) -> Any:
+    """Draw the gradient before training, below it what is learnt, and the gradient after."""
+    longest = max(outcome.length for outcome in outcomes)
+    shared = dividing_length(outcomes)
+    style = {**_common.STYLE, "font.size": 11, "axes.titlesize": 12, "axes.titlelocation": "left"}
+    with plt.rc_context(style):
+        figure = plt.figure(figsize=(13, 8), layout="constrained")
+        panels: Any = figure.subplot_mosaic([["before", "after"], ["learnt", "after"]])
+        panels["learnt"].sharex(panels["before"])
+        for name in ("before", "after"):
+            _gradient.prepare(panels[name])
+            panels[name].set(
+                xlabel="steps back from the answer", ylabel="gradient, relative to the answer's"
+            )
+        panels["before"].set(
+            title="1  Before training, the gradient vanishes on its way back",
+            xscale="log",
+            xlim=(1, longest),
         )
-
-
-# The figure shows no less than this: smaller gradients are as good as none, and far smaller ones
-# are 0 in float32.
-FLOOR = 1e-8
-CEILING = 1e3
-
-
-def picture(
-    before: list[Profile],
-    after: list[Profile],
-    stack_before: list[Profile],
-    stack_after: list[Profile],
-) -> Any:
-    """Draw the gradient against steps back, before and after training, and the horizons.
-
-    Below stand the maps of a stack's layers and steps, and its layers' horizons.
-    """
-    with plt.rc_context(_common.STYLE):
-        figure = plt.figure(figsize=(14, 7.6), layout="constrained")
-        (left, middle, right), (low_left, low_middle, low_right) = figure.subplots(
-            2, 3, width_ratios=[1, 1, 0.75], height_ratios=[1, 0.36]
+        panels["learnt"].set(
+            title="2  After training, cues from beyond that reach are missed",
+            xlabel="T, steps from the cue to the answer",
+            ylabel="right answers on new text",
+            ylim=(0, 1.05),
         )
-        _draw_norms(left, before, "At initialisation")
-        _draw_norms(middle, after, "After training on text")
-        seeds = len(before[0].norms)
-        if seeds > 1:
-            left.set_title(f"bands: all of {seeds} seeds", loc="right", fontsize=9)
-        left.set_ylabel("gradient, relative to the last step's")
-        middle.sharey(left)
-        middle.tick_params(labelleft=False)
-        _draw_horizons(right, before, after)
-        right.set_title(f"Horizon: steps back with {LEVEL:.0%} left", loc="left")
-        label = stack_before[0].model.label
-        image = _draw_map(low_left, stack_before, f"{label} in a stack, at initialisation")
-        _draw_map(low_middle, stack_after, f"{label} in a stack, after training")
-        low_middle.tick_params(labelleft=False)
-        bar = figure.colorbar(image, ax=[low_left, low_middle], extend="both", pad=0.01)
-        bar.set_label("gradient")
-        _draw_horizons(low_right, stack_before[::-1], stack_after[::-1])
-        low_right.set_xlabel("○ at initialisation    ● after training")
-        handles, labels = left.get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside upper center", ncols=(len(labels) + 1) // 2, fontsize=10
+        panels["after"].set(
+            title=f"3  After training at T = {shared}, the gradient reaches\n"
+            "    the cue where the network has learnt it",
+            xlabel=f"steps back from the answer (the cue stands {shared} back)",
+            xlim=(0, shared),
         )
+        ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500) if tick <= longest]
+        panels["before"].set_xticks(ticks, [str(tick) for tick in ticks])
+        panels["before"].minorticks_off()
+        _gradient.draw(panels["before"], _curves(before))
+        _draw_accuracy(panels["learnt"], outcomes)
+        _draw_horizons(panels["before"], panels["learnt"], before)
+        _draw_after(panels["after"], after, outcomes)
+        figure.suptitle(TITLE, fontsize=20, weight="bold", x=0.01, ha="left")
+        figure.supxlabel(textwrap.fill(caption, 190), fontsize=9, x=0.01, ha="left")
     return figure
 
 
-def _draw_norms(axes: Any, profiles: list[Profile], title: str) -> None:
-    length = profiles[0].length
-    for number, profile in enumerate(profiles):
-        color = profile.model.color
-        # A gradient of 0 has no logarithm, and goes below the panel.
-        shown = np.where(profile.norms > 0, profile.norms, FLOOR / 10)
-        middle = np.median(shown, axis=0)
-        axes.plot(middle, color=color, linestyle=profile.model.linestyle, label=profile.label)
-        low, high = shown.min(axis=0), shown.max(axis=0)
-        axes.fill_between(range(length), low, high, color=color, alpha=0.2, linewidth=0)
-        if profile.bound is not None:
-            # Bounds that coincide share the line: each draws its dashes in the others' gaps.
-            dashes = (5 * number, (5, 15))
-            axes.plot(profile.bound, color=color, linestyle=dashes, linewidth=1.2, zorder=3)
-        if profile.exponent is not None:
-            # Crosses along a straight line, as many on a steep one as on a flat one.
-            end = min(length, np.log(FLOOR) / min(profile.exponent, -1e-9))
-            steps = np.linspace(0, end, 9)[1:]
-            predicted = np.exp(profile.exponent * steps)
-            axes.plot(steps, predicted, profile.model.marker, color=color, markersize=5)
-    black: dict[str, Any] = {"color": "black", "linewidth": 1.2}
-    axes.plot([], [], linestyle="--", label=r"bound $(\gamma\|W\|)^k$", **black)
-    axes.plot([], [], "x", markersize=5, label=r"Lyapunov exponent, $e^{\lambda k}$", **black)
-    if any(profile.model.marker == "+" for profile in profiles):
-        axes.plot([], [], "+", markersize=6, label='the same of "LSTM, open"', **black)
-    axes.axhline(LEVEL, color="black", linewidth=0.8, linestyle=":")
-    axes.text(length, LEVEL * 1.2, f"{LEVEL:.0%}", ha="right", fontsize=9)
-    axes.set_yscale("log")
-    axes.set_ylim(FLOOR, CEILING)
-    axes.set_xlim(0, length)
-    axes.set_xlabel("steps back from the end")
-    axes.set_title(title, loc="left")
+def _curves(norms: Curves) -> list[Curve]:
+    return [Curve(n, RECIPES[name].label, RECIPES[name].color) for name, n in norms.items()]
 
 
-def _draw_map(axes: Any, layers: list[Profile], title: str) -> Any:
-    norms = np.stack([np.median(profile.norms, axis=0) for profile in layers])
-    image = axes.imshow(
-        # A gradient of 0 has no logarithm, and is as good as one below the floor.
-        np.maximum(norms, FLOOR / 10),
-        norm=LogNorm(FLOOR, 1),
-        cmap="viridis",
-        aspect="auto",
-        origin="lower",
-        interpolation="nearest",
+def _draw_after(axes: Any, after: Curves, outcomes: Sequence[Outcome]) -> None:
+    """Draw a line for each seed, as some may have learnt what others of their network have not."""
+    shared = dividing_length(outcomes)
+    accuracy = {outcome.name: outcome.accuracy for outcome in outcomes if outcome.length == shared}
+    for name, norms in after.items():
+        for of_seed, share in zip(_gradient.above_zero(norms), accuracy[name], strict=True):
+            linestyle = "-" if share >= LEARNT else ":"
+            axes.plot(of_seed, color=RECIPES[name].color, linestyle=linestyle, linewidth=1.4)
+    _gradient.label(axes, _curves(after))
+    _common.write(
+        axes,
+        "a line for each seed: solid if it has learnt, dotted if not",
+        (0.02, 0.985),
+        (0, 0),
+        xycoords="axes fraction",
+        va="top",
+        weight="normal",
+        fontsize=9,
     )
-    axes.grid(False)
-    axes.set_yticks(range(len(layers)), [f"layer {profile.layer}" for profile in layers])
-    axes.set_xlabel("steps back from the end")
-    axes.set_title(title, loc="left")
-    return image
 
 
-def _draw_horizons(axes: Any, before: list[Profile], after: list[Profile]) -> None:
-    for place, (old, new) in enumerate(zip(before, after, strict=True)):
-        color = old.model.color
-        spans = [np.maximum(profile.horizons, 1) for profile in (old, new)]
-        axes.plot([span[1] for span in spans], [place, place], color=color, alpha=0.3)
-        for profile, span, filled in [(old, spans[0], False), (new, spans[1], True)]:
-            low, step, high = span
-            axes.errorbar(
-                step,
-                place,
-                xerr=[[step - low], [high - step]],
-                capsize=4,
-                fmt="o",
-                color=color,
-                markerfacecolor=color if filled else "white",
-                markersize=8,
-                clip_on=False,
-            )
-            axes.annotate(
-                horizon_text(profile.horizons[1], profile.length).replace(">=", "≥"),
-                (step, place),
-                (0, -9 if filled else 9),
-                textcoords="offset points",
-                ha="center",
-                va="top" if filled else "bottom",
-                fontsize=9,
-                weight="bold" if filled else "normal",
-            )
-    axes.set_xscale("log")
-    ticks = [1, 10, 100]
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set_xlim(1, before[0].length)
-    axes.set_ylim(len(before) - 0.4, -0.6)
-    axes.set_yticks(range(len(before)), [profile.label for profile in before])
-    axes.grid(False, axis="y")
+def _draw_accuracy(axes: Any, outcomes: Sequence[Outcome]) -> None:
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle="--")
+    place = {"xycoords": ("axes fraction", "data"), "weight": "normal", "fontsize": 9}
+    _common.write(axes, "chance", (0, CHANCE), (3, -4), va="top", **place)
+    ends = []
+    for number, (name, of_name) in enumerate(by_name(outcomes).items()):
+        label, color = RECIPES[name].label, RECIPES[name].color
+        lengths = [outcome.length for outcome in of_name]
+        accuracy = np.stack([outcome.accuracy for outcome in of_name])
+        middle = np.median(accuracy, axis=1)
+        axes.plot(lengths, accuracy, "o", color=color, markersize=4, alpha=0.5)
+        axes.plot(lengths, middle, color=color)
+        # Each at a height of its own, where the line last falls through that.
+        height = 0.85 - 0.12 * number
+        if middle[-1] >= height:
+            ends.append((middle[-1], label, color))
+        else:
+            above = np.flatnonzero(middle >= height)
+            if len(above):
+                fall = slice(above[-1] + 1, above[-1] - 1 if above[-1] else None, -1)
+                place = np.exp(np.interp(height, middle[fall], np.log(lengths)[fall]))
+                _common.write(axes, label, (place, height), (5, 0), color=color, va="center")
+            else:
+                _common.write(axes, label, (lengths[0], middle[0]), (0, 6), color=color)
+    _common.label_ends(axes, ends)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def _draw_horizons(before: Any, learnt: Any, norms: Curves) -> None:
+    """Mark the same horizons in both panels, so that the eye goes down from one to the other."""
+    for curve in _curves(norms):
+        reach = np.median(curve.horizons)
+        if reach < curve.norms.shape[1] - 1:
+            line = {"color": curve.color, "linestyle": ":", "linewidth": 1.2}
+            before.plot([reach, reach], [_gradient.FLOOR, LEVEL], **line)
+            before.plot(reach, LEVEL, "o", color=curve.color, markersize=6)
+            _common.write(before, f"{reach:.0f}", (reach, LEVEL), (4, 5), color=curve.color)
+            learnt.axvline(reach, **line)
+
+
+def by_name(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Return each network's outcomes, from the shortest T to the longest."""
+    ordered = sorted(outcomes, key=lambda outcome: outcome.length)
+    return {
+        name: [outcome for outcome in ordered if outcome.name == name]
+        for name in RECIPES
+        if any(outcome.name == name for outcome in outcomes)
+    }
+
+
+def median_horizon(norms: Float[np.ndarray, "S T+1"]) -> float:
+    """Return the median of the seeds' horizons."""
+    return float(np.median([horizon(of_seed) for of_seed in norms]))
+
+
+def table_row(
+    name: str, norms: Float[np.ndarray, "S T+1"], outcomes: Sequence[Outcome]
+) -> dict[str, Any]:
+    """Return one row of the table: a network's horizon, and its median accuracy at each T."""
+    reach, longest = median_horizon(norms), norms.shape[1] - 1
+    return {
+        "network": RECIPES[name].label,
+        "horizon": f">= {reach:g}" if reach == longest else f"{reach:g}",
+        **{f"T={o.length}": f"{np.median(o.accuracy):.2f}" for o in outcomes},
+    }
+
+
+def correlation(
+    before: Curves, outcomes: Sequence[Outcome], seed: int
+) -> tuple[float, float, float]:
+    """Return the rank correlation of horizon and longest T learnt, and its interval.
+
+    Each seed of each network is a point; the interval resamples networks.
+    """
+    groups = [
+        (np.array([horizon(of_seed) for of_seed in before[name]]), longest_learnt(of_name))
+        for name, of_name in by_name(outcomes).items()
+    ]
+    return _statistics.bootstrap(groups, seed)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure each network's gradient, train it at each T, and draw the two below each other."""
+    positive = _common.positive
     parser = _common.arguments(__doc__)
     parser.add_argument(
         "--text",
@@ -519,105 +450,141 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="PATH",
         help="a UTF-8 text; without one, the sources of Python's standard library",
     )
-    parser.add_argument("--seeds", type=_common.positive(int), help="how many, at once")
-    options = parser.parse_args(arguments)
-    settings = QUICK if options.quick else FULL
-    if options.seeds is not None:
-        settings = settings._replace(seeds=options.seeds)
+    lengths = [2, 5, 10, 20, 50, 100, 200, 500]
+    parser.add_argument("--length", nargs="+", type=positive(int), default=lengths, help="T")
+    parser.add_argument("--seeds", type=positive(int), default=3, help="how many, at once")
+    parser.add_argument("--hidden", type=positive(int), default=64, help="units of each network")
+    parser.add_argument("--batch", type=positive(int), default=32, help="passages of a batch")
+    parser.add_argument("--steps", type=positive(int), default=600, help="of training, at most")
+    parser.add_argument("--learning-rate", type=positive(float), default=2e-3, help="Adam's")
+    options = _common.parse(parser, arguments, length=[5, 50, 100], seeds=2, hidden=32, steps=300)
+    lengths = sorted(set(options.length))
+    if lengths[0] < 2:
+        parser.error(f"--length: got {lengths[0]}, expected 2 at least, from the cue to the answer")
+    longest = lengths[-1]
+    codes, held_codes, vocabulary = _common.read_codes(options.text, longest=longest)
+    text, held_out = (Passages(jnp.asarray(c), len(vocabulary)) for c in (codes, held_codes))
 
-    codes, vocabulary = _common.encode(_common.read_text(options.text))
-    text, held_out = split(codes, max(settings.lengths))
-    print(f"{len(codes):,} characters, {len(vocabulary)} different; the last tenth is held out.")
+    keys = jax.random.split(jax.random.key(options.seed), 4)
+    init_key, train_key, accuracy_key, gradient_key = keys
+    # Every network has the same seeds, and so is trained on the same passages.
+    train_keys = jax.random.split(train_key, options.seeds)
 
-    ends_key, init_key, train_key = jax.random.split(jax.random.key(options.seed), 3)
-    # Every model has the same seeds, and so is trained on the same text.
-    init_keys, train_keys = (jax.random.split(key, settings.seeds) for key in (init_key, train_key))
-    # All lengths share their ends, so that only how far they look back differs.
-    ends = jax.random.randint(ends_key, (settings.windows,), max(settings.lengths), held_out.size)
-    windows = [windows_before(held_out, ends, length) for length in settings.lengths]
+    def make(recipe: Recipe) -> tuple[Network, Float[np.ndarray, "S T+1"]]:
+        network = make_network(
+            recipe, len(vocabulary), init_key, hidden_size=options.hidden, seeds=options.seeds
+        )
+        passages = held_out.draw(gradient_key, MEASURED, longest)
+        return network, gradient_back(network, network.params(longest), *passages)
 
-    models = make_models(settings.hidden_size, len(vocabulary))
-    models = [model for model in models if model.name in settings.cells]
-    stack = make_stack(settings.hidden_size, len(vocabulary), settings.layers)
+    # Compiling runs on one core, and so do such small products: two networks at once use two.
+    made = dict(zip(RECIPES, _common.two_at_once(make, RECIPES.values()), strict=True))
+    networks = {name: network for name, (network, _) in made.items()}
+    before = {name: norms for name, (_, norms) in made.items()}
 
-    def examine(model: Model) -> tuple[list[Profile], list[Profile], np.ndarray]:
-        initial = jax.jit(lambda keys: lax.map(model.network.init, keys))(init_keys)
-        trained, bits = train(model, initial, text, settings, train_keys)
-        norms_back, exponent = make_norms_back(model), make_exponent(model)
+    def learn(task: tuple[int, str]) -> Outcome:
+        length, name = task
+        network, shown = networks[name], 0
 
-        def profiles(trained: bool, stacked: Any) -> list[Profile]:
-            seeds = [jax.tree.map(itemgetter(n), stacked) for n in range(settings.seeds)]
-            # The longest windows tell the exponent best.
-            rates = None
-            if model.layers == 1:
-                rates = np.array([exponent(params, windows[-1]) for params in seeds])
-            return [
-                profile
-                for w in windows
-                for profile in measure(
-                    model,
-                    trained,
-                    seeds,
-                    np.stack([norms_back(params, w) for params in seeds]),
-                    rates,
-                )
-            ]
+        def advance(steps: int) -> None:
+            nonlocal shown
+            bar.update(length * (steps - shown))
+            shown = steps
 
-        before, after = profiles(False, initial), profiles(True, trained)
-        print(f"{model.label}: {np.median(bits):.2f} bits per character", flush=True)
-        return before, after, bits
+        params, steps = train(
+            network,
+            text,
+            length,
+            train_keys,
+            steps=options.steps,
+            batch_size=options.batch,
+            learning_rate=options.learning_rate,
+            on_steps=advance,
+        )
+        advance(options.steps)
+        accuracy = measure_accuracy(network, params, held_out, length, accuracy_key)
+        right = ", ".join(f"{share:.0%}" for share in accuracy)
+        _common.print_progress(
+            f"{network.recipe.label}, T = {length}: {right} right after {steps} steps"
+        )
+        return Outcome(name, length, params, accuracy, steps)
 
-    # Most of the time goes into compiling, which runs on one core: two models at once use two. The
-    # stack takes longest, and so begins.
-    stacked, *results = _common.two_at_once(examine, [stack, *models])
+    # The longest first, so that both cores have work to the end.
+    tasks = [(length, name) for length in reversed(lengths) for name in networks]
+    with _common.progress_bar(options.steps * sum(length for length, _ in tasks)) as bar:
+        outcomes = _common.two_at_once(learn, tasks)
 
-    rows = [
-        table_row(profile, bits if profile.trained else None)
-        for old, new, bits in [*results, stacked]
-        for pair in zip(old, new, strict=True)
-        for profile in pair
-    ]
+    shared = dividing_length(outcomes)
+    passages = held_out.draw(gradient_key, MEASURED, shared)
+    at_shared = [outcome for outcome in outcomes if outcome.length == shared]
+    after_norms = _common.two_at_once(
+        lambda o: gradient_back(networks[o.name], o.params, *passages), at_shared
+    )
+    after = {o.name: norms for o, norms in zip(at_shared, after_norms, strict=True)}
 
-    def longest(profiles: list[Profile]) -> list[Profile]:
-        return [profile for profile in profiles if profile.length == max(settings.lengths)]
-
-    before = [profile for old, _, _ in results for profile in longest(old)]
-    after = [profile for _, new, _ in results for profile in longest(new)]
-    stack_before, stack_after = longest(stacked[0]), longest(stacked[1])
-    _common.save_csv(options.out / "vanishing_gradient.csv", rows)
+    told = [
+        line
+        for name, of_name in by_name(outcomes).items()
+        for line in exceptions(RECIPES[name].label, median_horizon(before[name]), of_name)
+    ] + unreached(after, at_shared)
+    middle, low, high = correlation(before, outcomes, options.seed)
+    agreement = (
+        f"Rank correlation of horizon and longest T learnt: {middle:.2f} (95% interval {low:.2f} "
+        f"to {high:.2f}, of {len(networks)} networks with {options.seeds} seeds each)."
+    )
+    exceptional = f"Exceptions: {'; '.join(told)}." if told else "No exceptions."
+    caption = (
+        f"{options.hidden} units; at most {options.steps} steps of Adam, {options.batch} passages "
+        f"each, at each T; lines are medians of {options.seeds} seeds, bands and dots all. "
+        f"Dotted: the horizon, the last step back with {LEVEL:.0%} of the gradient. A chrono "
+        f"GRU's biases are drawn for T. {agreement} {exceptional}"
+    )
+    _common.save_csv(
+        options.out / "vanishing_gradient.csv",
+        [
+            {
+                "network": outcome.name,
+                "T": outcome.length,
+                "seed": seed,
+                "horizon": horizon(before[outcome.name][seed]),
+                "accuracy": float(share),
+                "steps": outcome.steps,
+            }
+            for outcome in sorted(outcomes, key=lambda outcome: outcome.length)
+            for seed, share in enumerate(outcome.accuracy)
+        ],
+    )
     _common.save_csv(
         options.out / "vanishing_gradient_curves.csv",
         [
-            row
-            for old, new, _ in [*results, stacked]
-            for profile in [*old, *new]
-            for row in curve_rows(profile)
+            {
+                "network": name,
+                "when": when,
+                "T": norms.shape[1] - 1,
+                "seed": seed,
+                "steps_back": steps,
+                "gradient": float(norm),
+            }
+            for when, curves in [("initial", before), ("trained", after)]
+            for name, norms in curves.items()
+            for seed, of_seed in enumerate(norms)
+            for steps, norm in enumerate(of_seed)
         ],
     )
     _common.save_figure(
-        options.out / "vanishing_gradient.png",
-        picture(before, after, stack_before, stack_after),
+        options.out / "vanishing_gradient.png", picture(before, outcomes, after, caption)
     )
-    print()
-    _common.print_table(rows)
+    print(f"\n{TITLE}.\n")
+    _common.print_table(
+        [table_row(name, before[name], of_name) for name, of_name in by_name(outcomes).items()]
+    )
     print(
-        f"Medians of {settings.seeds} seeds, with the lowest and highest; +- is half the range. "
-        "A gradient of 0 is too small for float32. Norms are means over windows of held-out text: "
-        "the mean is ruled by the few windows whose gradient reaches farthest. Exponents, in nats "
-        "per step, are what is typical."
+        f"\nThe horizon is how many steps back {LEVEL:.0%} of the gradient is left before training;"
+        f"\nthen come right answers after training, medians of {options.seeds} seeds. Chance is "
+        f"{CHANCE}.\n"
     )
-    print_summary([*before, *stack_before], [*after, *stack_after])
-
-
-def split(codes: np.ndarray, length: int) -> tuple[jax.Array, jax.Array]:
-    """Return the first nine tenths of a text to train on, and the last tenth to measure on."""
-    cut = len(codes) * 9 // 10
-    if len(codes) - cut <= length:
-        raise SystemExit(
-            f"--text: got {len(codes):,} characters, expected more than {10 * length:,}: "
-            f"windows of {length} are measured in its last tenth"
-        )
-    return jnp.asarray(codes[:cut]), jnp.asarray(codes[cut:])
+    for line in (agreement, exceptional):
+        print(textwrap.fill(line, 80))
 
 
 if __name__ == "__main__":

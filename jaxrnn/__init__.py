@@ -1,5 +1,8 @@
 """Recurrent networks as pure functions in JAX, with diagnostics for how their gradients flow."""
 
+import sys
+from types import ModuleType
+
 from jaxrnn import (
     cells,
     diagnostics,
@@ -10,6 +13,7 @@ from jaxrnn import (
     plots,
     regularizers,
     tasks,
+    testing,
     training,
     wrappers,
 )
@@ -46,9 +50,20 @@ __all__ = [
     "serial",
     "sweep",
     "tasks",
+    "testing",
     "train_step",
     "training",
     "unroll",
     "unroll_loss",
     "wrappers",
 ]
+
+
+def _show_public_names(module: ModuleType) -> None:
+    """Make `dir` of a module, and so completion, show what its `__all__` names."""
+    vars(module)["__dir__"] = lambda: sorted(module.__all__)
+
+
+for _value in (sys.modules[__name__], *map(globals().get, __all__)):
+    if isinstance(_value, ModuleType):
+        _show_public_names(_value)

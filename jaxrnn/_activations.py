@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped
+from jaxtyping import Shaped
+
+from jaxrnn._types import Array
 
 
 @jax.custom_jvp

@@ -1,7 +1,9 @@
 """The weighted sum that every cell begins with."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from jaxrnn._types import Array
 
 
 def affine(

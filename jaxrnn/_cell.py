@@ -10,12 +10,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Float, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
 from jaxrnn._dtypes import distributed_like, without_weak_types
 from jaxrnn._jaxpr import is_linear, leaves_read, returns_its_state
 from jaxrnn._memoize import Rebuildable
+from jaxrnn._types import Array
 
 Params = TypeVar("Params")
 State = TypeVar("State")
@@ -25,6 +26,23 @@ class NoisyInputs(NamedTuple):
     """The inputs of a stochastic cell in training: the ordinary inputs plus this step's noise.
 
     Without a key the cell evaluates, and its inputs are plain: the type tells the two apart.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> def step(params, state, inputs):
+        ...     if isinstance(inputs, jaxrnn.cells.NoisyInputs):
+        ...         state = state + inputs.noise
+        ...     return state, state
+        >>> cell = jaxrnn.Cell(
+        ...     init=lambda key, input_size, dtype: (),
+        ...     initial_state=lambda batch_shape, dtype: jnp.zeros(batch_shape, dtype),
+        ...     step=step,
+        ...     draw_noise=lambda key, shape, dtype: jax.random.normal(key, shape, dtype),
+        ... )
+        >>> jaxrnn.unroll(cell, (), jnp.ones((3, 1)))[1]
+        Array([0., 0., 0.], dtype=float32)
+        >>> bool(jaxrnn.unroll(cell, (), jnp.ones((3, 1)), key=jax.random.key(0))[1].all())
+        True
     """
 
     inputs: Float[Array, "*batch I"]
@@ -131,8 +149,8 @@ class Cell(Rebuildable, Generic[Params, State]):
             `step` are then a `NoisyInputs`, except in evaluation. None for a deterministic cell.
         learned_state: `(params, batch_shape, dtype) -> state`, for a cell whose parameters hold the
             state that a sequence starts from; `initial_state` then gives only its layout.
-        takes_context: whether the cell reads a context, the same at every step: `step`, or `project`
-            and `activate`, then take it as one more argument.
+        takes_context: whether the cell reads a context, the same at every step: `step`, or
+            `project` and `activate`, then take it as one more argument.
         name: what error messages and figures call the cell.
 
     Example:
@@ -199,6 +217,9 @@ class Cell(Rebuildable, Generic[Params, State]):
 
     def __repr__(self) -> str:
         return f"Cell({self.name})"
+
+    def __str__(self) -> str:
+        return f"{self.name}: state {state_layout(self)}"
 
     def __reduce__(self) -> Any:
         if hasattr(self, "_made_by"):
@@ -567,6 +588,14 @@ def checked_cell(name: str, value: Any) -> Cell:
     if not isinstance(value, Cell):
         raise TypeError(f"{name}: got {_check.describe(value)}, expected a jaxrnn.Cell")
     return value
+
+
+def state_layout(cell: Cell) -> str:
+    """Return the shapes of a single sequence's state, such as `hidden[64], cell[64]`."""
+    leaves = jax.tree_util.tree_leaves_with_path(cell.state_spec())
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    shapes = [list(leaf.shape) for _, leaf in leaves]
+    return ", ".join(f"{name}{shape}" for name, shape in zip(names, shapes, strict=True)) or "()"
 
 
 def with_noise(inputs: Any, noise: PyTree) -> Any:

@@ -4,6 +4,7 @@ A value of the wrong kind or dtype is a `TypeError`, one of the wrong size, shap
 `ValueError`.
 """
 
+import difflib
 import math
 import operator
 from collections.abc import Callable, Hashable, Sequence
@@ -14,6 +15,8 @@ import jax.core
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+
+from jaxrnn._types import Array
 
 
 def size(name: str, value: Any, *, least: int = 1) -> int:
@@ -74,7 +77,12 @@ def function(name: str, value: Any) -> Callable[..., Any]:
     return value
 
 
-def key(name: str, value: Any) -> jax.Array:
+def optional_function(name: str, value: Any) -> Callable[..., Any] | None:
+    """Return `value`, a hashable callable, or None."""
+    return None if value is None else function(name, value)
+
+
+def key(name: str, value: Any) -> Array:
     """Return `value`, one random key of `jax.random.key` or `jax.random.PRNGKey`."""
     typed = has_kind(value, jax.dtypes.prng_key)
     if not typed and getattr(value, "dtype", None) != np.uint32:
@@ -106,6 +114,11 @@ def float_dtype(name: str, value: Any) -> np.dtype:
     return dtype
 
 
+def optional_float_dtype(name: str, value: Any) -> np.dtype | None:
+    """Return `value` as a floating dtype that JAX will really keep, or None."""
+    return None if value is None else float_dtype(name, value)
+
+
 def arrays(name: str, value: Any) -> None:
     """Raise unless a pytree holds arrays of NumPy or JAX, numbers in them, and none a mask."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
@@ -127,7 +140,7 @@ def unmasked(name: str, value: Any) -> None:
         )
 
 
-def array(name: str, value: Any, *, min_ndim: int, axes: str) -> jax.Array:
+def array(name: str, value: Any, *, min_ndim: int, axes: str) -> Any:
     """Return `value`, a floating array with at least `min_ndim` axes, laid out as `axes` says."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         raise TypeError(f"{name}: got {describe(value)}, expected a floating array {axes}")
@@ -140,7 +153,7 @@ def array(name: str, value: Any, *, min_ndim: int, axes: str) -> jax.Array:
     return value
 
 
-def integers(name: str, value: Any, *, low: int, high: int, where: Any = True) -> jax.Array:
+def integers(name: str, value: Any, *, low: int, high: int, where: Any = True) -> Any:
     """Return `value`, an integer array; its entries `where` must be from `low` to `high`.
 
     Within a trace entries have no values, and are let through.
@@ -159,7 +172,7 @@ def integers(name: str, value: Any, *, low: int, high: int, where: Any = True) -
     return value
 
 
-def flags(name: str, value: Any, shape: tuple[int, ...], *, time_major: bool) -> jax.Array:
+def flags(name: str, value: Any, shape: tuple[int, ...], *, time_major: bool) -> Any:
     """Return `value`, bools of the shape `(T, *batch)`, given with time last if not time-major."""
     unmasked(name, value)
     if getattr(value, "dtype", None) != np.bool_:
@@ -172,7 +185,7 @@ def flags(name: str, value: Any, shape: tuple[int, ...], *, time_major: bool) ->
     return value if time_major else jnp.moveaxis(value, -1, 0)
 
 
-def scalar(name: str, value: Any) -> jax.Array:
+def scalar(name: str, value: Any) -> Any:
     """Return `value`, a floating scalar that the function called `name` returned."""
     if getattr(value, "shape", None) != () or not has_kind(value, jnp.floating):
         raise TypeError(f"{name}: returned {describe(value)}, expected a floating scalar")
@@ -207,7 +220,7 @@ def one_per_layer(name: str, value: Any, count: int) -> None:
 def same_spec(name: str, value: Any, want: Any, because: str) -> None:
     """Compare a pytree of arrays with one of shapes and dtypes; `because` says who wants them."""
     if jax.tree.structure(value) != jax.tree.structure(want):
-        raise TypeError(f"{name}: got {describe(value)}, expected {describe(want)} {because}")
+        raise TypeError(f"{_difference(name, value, want)} {because}")
     leaves = jax.tree_util.tree_leaves_with_path(value)
     for (path, leaf), expected in zip(leaves, jax.tree.leaves(want), strict=True):
         where = f"{name}{jax.tree_util.keystr(path)}"
@@ -224,6 +237,35 @@ def same_spec(name: str, value: Any, want: Any, because: str) -> None:
             raise TypeError(
                 f"{where}: got {describe(leaf)}, expected {describe(expected)} {because}"
             )
+
+
+def _difference(name: str, value: Any, want: Any) -> str:
+    """Say where in two pytrees of different structures the innermost difference is."""
+    if type(value) is type(want):
+        got, expected = _children(value), _children(want)
+        if isinstance(want, dict) and got.keys() != expected.keys():
+            return f"{name}: got {_wrong_keys(got, expected)}, expected the keys {list(want)}"
+        for key in expected:
+            if key in got and jax.tree.structure(got[key]) != jax.tree.structure(expected[key]):
+                return _difference(name + key, got[key], expected[key])
+    return f"{name}: got {describe(value)}, expected {describe(want)}"
+
+
+def _wrong_keys(got: dict[str, Any], expected: dict[str, Any]) -> str:
+    missing = [key for key in expected if key not in got]
+    faults = []
+    for key in got:
+        if key not in expected:
+            similar = difflib.get_close_matches(key, missing, n=1)
+            faults.append(f"{key} for {similar[0]}" if similar else f"an extra {key}")
+            missing = [other for other in missing if other not in similar]
+    return ", ".join(faults + [f"no {key}" for key in missing])
+
+
+def _children(tree: Any) -> dict[str, Any]:
+    """Return what a pytree's root holds, by where it is there."""
+    pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: node is not tree)
+    return {jax.tree_util.keystr(path): child for path, child in pairs if path}
 
 
 def steps(name: str, value: Any, count: int) -> None:
@@ -297,5 +339,8 @@ def describe(value: Any) -> str:
         parts = [describe(part) for part in value[: len(value) if len(value) <= 8 else 3]]
         rest = [f"... {len(value)} in all"] if len(parts) < len(value) else []
         return f"{type(value).__name__}({', '.join(parts + rest)})"
+    if isinstance(value, dict):
+        parts = [f"{key!r}: {describe(part)}" for key, part in value.items()]
+        return f"{type(value).__name__} {{{', '.join(parts)}}}"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"

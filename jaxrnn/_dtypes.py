@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxrnn._types import Array
+
 
 def at_least_float32_dtype(dtype: Any) -> np.dtype:
     """Return a floating or complex dtype, or float32 instead of one with fewer bits."""
     return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
-def at_least_float32(array: jax.Array) -> jax.Array:
+def at_least_float32(array: Array) -> Array:
     """Return an array in float32 at least: sums and squares overflow 16 bits, or vanish in them."""
     return array.astype(at_least_float32_dtype(array.dtype))
 
@@ -44,7 +46,7 @@ def without_weak_types(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), tree)
 
 
-def pvary_like(tree: PyTree, array: jax.Array) -> PyTree:
+def pvary_like(tree: PyTree, array: Array) -> PyTree:
     """Mark a tree as varying over the devices that `array` varies over.
 
     In `jax.shard_map` a loop refuses to carry what is the same on all devices at first only.
@@ -60,7 +62,7 @@ def pvary_like(tree: PyTree, array: jax.Array) -> PyTree:
     return jax.tree.map(pvary, tree)
 
 
-def distributed_like(state: PyTree, inputs: jax.Array) -> PyTree:
+def distributed_like(state: PyTree, inputs: Array) -> PyTree:
     """Return a state `(*batch, ...)` distributed over devices as inputs `(T, *batch, I)` are.
 
     A mesh whose axes are explicit makes the division of an array a part of its type, which a loop's

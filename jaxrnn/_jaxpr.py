@@ -253,7 +253,7 @@ def _multiplies_rows(product: Any) -> bool:
     )
 
 
-def _flat_product(product: Any, left: jax.Array, right: jax.Array, *, layout: Any) -> jax.Array:
+def _flat_product(product: Any, left: Any, right: Any, *, layout: Any) -> Any:
     *rows, features = left.shape
     (_, contracted), batched = product.params["dimension_numbers"]
     left = left.reshape(math.prod(rows), features)

@@ -6,10 +6,12 @@ also remembers how it was made, so that it can be copied and pickled though it i
 """
 
 import functools
+import importlib
 import inspect
+import sys
 import weakref
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 Record = TypeVar("Record", bound="Rebuildable")
@@ -28,7 +30,11 @@ class Rebuildable:
 
     def __reduce__(self) -> Any:
         made_by = getattr(self, "_made_by", None)
-        return super().__reduce__() if made_by is None else (_call, made_by)
+        if made_by is None:
+            return super().__reduce__()
+        constructor, arguments, settings = made_by
+        arguments = tuple(_by_name(value) for value in arguments)
+        return _call, (constructor, arguments, {k: _by_name(v) for k, v in settings.items()})
 
 
 def memoized(
@@ -66,3 +72,26 @@ def memoized(
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...], settings: dict) -> Any:
     return function(*arguments, **settings)
+
+
+class _Named(NamedTuple):
+    """Stands for a function in a pickle: where it is found."""
+
+    module: str
+    name: str
+
+    def __reduce__(self) -> Any:
+        return _find, tuple(self)
+
+
+def _by_name(value: Any) -> Any:
+    """Return a stand-in for a jitted function such as `jax.nn.relu`, which pickle doesn't find."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not callable(value) or module is None or name is None or module == "__main__":
+        return value
+    found = getattr(sys.modules.get(module), name, None)
+    return _Named(module, name) if found is value else value
+
+
+def _find(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)

@@ -2,30 +2,83 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Bool, Float, Integer, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell, bind_context, checked_cell, with_noise
+from jaxrnn._cell import Cell, State, bind_context, checked_cell, with_noise
 from jaxrnn._jaxpr import holds_tracers
-from jaxrnn.engines import Engine, checked_engine, choose_engine
+from jaxrnn._types import Array
+from jaxrnn.engines import Engine
+from jaxrnn.engines._choice import chosen_engine
+from jaxrnn.engines._engine import checked_engine
 from jaxrnn.wrappers._masked import first_resets, masked, real_steps, select, with_masks
 from jaxrnn.wrappers._mixed_precision import mixed_precision
+
+
+class _Options(TypedDict, total=False):
+    """The options of `unroll` on which the types of its results don't depend."""
+
+    key: PRNGKeyArray | None
+    lengths: Integer[Array, "*batch"] | None
+    mask: Bool[Array, "..."] | None
+    resets: Bool[Array, "..."] | None
+    reverse: bool
+    time_major: bool
+    context: PyTree
+    compute_dtype: Any
+    engine: Engine | None
+
+
+@overload
+def unroll(
+    cell: Cell[Any, State],
+    params: PyTree,
+    inputs: Array,
+    state: PyTree | None = None,
+    *,
+    return_states: Literal[False] = False,
+    **options: Unpack[_Options],
+) -> tuple[State, Any]: ...
+
+
+@overload
+def unroll(
+    cell: Cell[Any, State],
+    params: PyTree,
+    inputs: Array,
+    state: PyTree | None = None,
+    *,
+    return_states: Literal[True],
+    **options: Unpack[_Options],
+) -> tuple[State, Any, State]: ...
+
+
+@overload
+def unroll(
+    cell: Cell,
+    params: PyTree,
+    inputs: Array,
+    state: PyTree | None = None,
+    *,
+    return_states: bool,
+    **options: Unpack[_Options],
+) -> tuple[Any, ...]: ...
 
 
 def unroll(
     cell: Cell,
     params: PyTree,
-    inputs: Float[Array, "T *batch I"],
+    inputs: Float[Array, "*steps I"],
     state: PyTree | None = None,
     *,
     key: PRNGKeyArray | None = None,
-    lengths: Int[Array, "*batch"] | None = None,
-    mask: Bool[Array, "T *batch"] | None = None,
-    resets: Bool[Array, "T *batch"] | None = None,
+    lengths: Integer[Array, "*batch"] | None = None,
+    mask: Bool[Array, "*steps"] | None = None,
+    resets: Bool[Array, "*steps"] | None = None,
     reverse: bool = False,
     time_major: bool = True,
     return_states: bool = False,
@@ -88,9 +141,8 @@ def unroll(
         ((100, 16, 128), (16, 128))
     """
     checked_cell("cell", cell)
-    checked_engine(engine)
-    if compute_dtype is not None:
-        compute_dtype = _check.float_dtype("compute_dtype", compute_dtype)
+    checked_engine("engine", engine)
+    compute_dtype = _check.optional_float_dtype("compute_dtype", compute_dtype)
     reverse = _check.flag("reverse", reverse)
     return_states = _check.flag("return_states", return_states)
     axes = "(T, *batch, features)"
@@ -107,7 +159,7 @@ def unroll(
     noise = cell.noise(inputs, key)
     mask, resets = checked_flags(inputs.shape[:-1], lengths, mask, resets, time_major=time_major)
     if engine is None:
-        engine = choose_engine(cell, inputs).engine
+        engine = chosen_engine(cell, inputs)
 
     options = {"cell": cell, "engine": engine, "reverse": reverse, "keep_states": return_states}
     run = runner(cell)

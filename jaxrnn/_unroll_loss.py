@@ -5,15 +5,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Bool, Float, Integer, PRNGKeyArray, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, bind_context, checked_cell
 from jaxrnn._dtypes import pvary_like
+from jaxrnn._types import Array
 from jaxrnn._unroll import checked_flags, runner
-from jaxrnn.engines import Engine, checked_engine, choose_engine
+from jaxrnn.engines import Engine
+from jaxrnn.engines._choice import chosen_engine
 from jaxrnn.engines._chunks import scan_checkpointed, sqrt_chunk
-from jaxrnn.engines._engine import checked_chunk
+from jaxrnn.engines._engine import checked_chunk, checked_engine
 from jaxrnn.wrappers._mixed_precision import mixed_precision
 
 
@@ -26,7 +28,7 @@ def unroll_loss(
     state: PyTree | None = None,
     *,
     key: PRNGKeyArray | None = None,
-    lengths: Int[Array, "*batch"] | None = None,
+    lengths: Integer[Array, "*batch"] | None = None,
     mask: Bool[Array, "T *batch"] | None = None,
     resets: Bool[Array, "T *batch"] | None = None,
     context: PyTree = None,
@@ -88,7 +90,7 @@ def unroll_loss(
     """
     _check.function("loss", loss)
     checked_cell("cell", cell)
-    checked_engine(engine)
+    checked_engine("engine", engine)
     if compute_dtype is not None:
         compute_dtype = _check.float_dtype("compute_dtype", compute_dtype)
     _check.array("inputs", inputs, min_ndim=2, axes="(T, *batch, features)")
@@ -113,7 +115,7 @@ def unroll_loss(
             state,
             *of_cell,
             cell=cell,
-            engine=engine or choose_engine(cell, of_cell[0]).engine,
+            engine=engine or chosen_engine(cell, of_cell[0]),
             reverse=False,
             keep_states=False,
         )

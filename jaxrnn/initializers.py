@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float, PRNGKeyArray
+from jaxtyping import Complex, Float, PRNGKeyArray
 
 from jaxrnn import _check
 from jaxrnn._dtypes import at_least_float32_dtype
 from jaxrnn._memoize import Rebuildable, memoized
+from jaxrnn._types import Array
 
 __all__ = [
     "Initializer",

@@ -1,17 +1,18 @@
 """Losses over sequences, on optax, each with a mask for steps that don't count."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 
 from jaxrnn import _check
 from jaxrnn._dtypes import at_least_float32_dtype
+from jaxrnn._types import Array
 
 __all__ = ["softmax_cross_entropy", "squared_error"]
 
 
 def softmax_cross_entropy(
     logits: Float[Array, "*batch C"],
-    labels: Int[Array, "*batch"],
+    labels: Integer[Array, "*batch"],
     mask: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, ""]:
     """Mean cross-entropy of integer labels, in nats.

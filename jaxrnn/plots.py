@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxrnn import _check
+from jaxrnn._types import Array
 from jaxrnn.diagnostics import GateStatistics, LyapunovSpectrum
 
 if TYPE_CHECKING:

@@ -6,10 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, hidden_part, with_hidden
+from jaxrnn._dtypes import at_least_float32
+from jaxrnn._types import Array
 from jaxrnn.diagnostics import lyapunov_exponents, state_gradients
 from jaxrnn.diagnostics._norm import norm, scale_of
 from jaxrnn.diagnostics._tangents import Step, checked_state, step_of
@@ -74,7 +76,8 @@ def pascanu(
         )
     gradients = lax.stop_gradient(state_gradients(loss, cell, params, inputs, state))
     # A Jacobian is linear: only the gradient's direction counts, however small or large it is.
-    directions = gradients / scale_of(gradients, [-1])
+    wide = at_least_float32(gradients)
+    directions = (wide / scale_of(wide, [-1])).astype(gradients.dtype)
     given, step = lax.stop_gradient(params), step_of(cell)
 
     def body(state, inputs_and_direction):

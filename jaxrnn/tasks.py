@@ -8,9 +8,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Float, Int, PRNGKeyArray
 
 from jaxrnn import _check
+from jaxrnn._types import Array
 
 __all__ = [
     "ADDING_CHANCE",

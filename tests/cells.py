@@ -208,8 +208,8 @@ CELLS = [
     ),
 ]
 
-# For tests that take long to compile: in the plain run a split-step cell and one that is only a step
-# stand for all.
+# For tests that take long to compile: in the plain run a cell whose step is split and one whose
+# step isn't stand for all.
 _STAND_FOR_ALL = ("lstm", "gru_reset_before")
 DEEP = [
     pytest.param(row, id=row.name, marks=[] if row.name in _STAND_FOR_ALL else [pytest.mark.slow])

@@ -1,4 +1,4 @@
-"""Problems for tests, drawn by NumPy: combined_noise them with JAX would compile a program per shape."""
+"""Problems for tests, drawn by NumPy: drawing them with JAX would compile a program each."""
 
 from typing import Any
 

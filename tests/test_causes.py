@@ -301,3 +301,78 @@ def test_bad_bounds(change, error, message):
     good: dict[str, Any] = {"recurrent_kernel": array(np.eye(3), np.float32), "lags": [1]}
     with pytest.raises(error, match=message):
         pascanu_bound(**{**good, **change})
+
+
+# Arrays that are no single gate -----------------------------------------------------------------
+
+
+def packed_lstm():
+    """An LSTM whose products are packed: the same numbers, in one array for four gates."""
+    plain = jaxrnn.lstm(H)
+    parts = plain.split_step
+    assert parts is not None
+
+    def activate(params, state, gates):
+        return parts.activate(params, state, jnp.split(gates, 4, -1))
+
+    step = jaxrnn.SplitStep(
+        lambda params, inputs: inputs @ params.kernel + params.bias,
+        lambda params, state: state.hidden @ params.recurrent_kernel,
+        activate,
+    )
+    return plain, plain.replace(step=step, name="packed")
+
+
+def test_packed_gates_are_refused_where_they_would_count_as_one():
+    plain, packed = packed_lstm()
+    params, inputs, state = problem(plain)
+    message = rf"cell: got packed, whose `\w+` returns .*one array per gate.*\[{H}\]"
+    with pytest.raises(ValueError, match=message):
+        saturation(packed, params, inputs, state)
+    with pytest.raises(ValueError, match=message):
+        jaxrnn.wrappers.layer_norm(packed)
+    # What looks at the state alone sees no difference.
+    for got, expected in zip(
+        gate_statistics(packed, params, inputs, state),
+        gate_statistics(plain, params, inputs, state),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, expected, **FLOAT32)
+
+
+def test_a_projection_without_features_is_refused():
+    step = jaxrnn.SplitStep(
+        lambda params, inputs: (inputs @ params, inputs.sum(-1)),
+        lambda params, state: state,
+        lambda params, state, gates: 2 * (gates[0] * gates[1][..., None],),
+        lambda projected, recurrent: (projected[0] + recurrent, projected[1]),
+    )
+    cell = jaxrnn.Cell(
+        lambda key, size, dtype: jnp.ones((size, H), dtype),
+        lambda batch, dtype: jnp.zeros((*batch, H), dtype),
+        step,
+    )
+    with pytest.raises(ValueError, match=r"`project` returns float32\[\] at project\[1\]"):
+        jaxrnn.wrappers.layer_norm(cell)
+
+
+def test_a_cell_without_a_recurrent_product_is_named():
+    def activate(params, hidden, gates):
+        z, candidate = gates
+        hidden = hidden + jax.nn.sigmoid(z) * (candidate - hidden)
+        return hidden, hidden
+
+    cell = jaxrnn.Cell(
+        lambda key, size, dtype: jnp.ones((size, 2 * H), dtype),
+        lambda batch, dtype: jnp.zeros((*batch, H), dtype),
+        jaxrnn.SplitStep(lambda p, x: jnp.split(x @ p, 2, -1), lambda p, h: (), activate),
+        name="mingru",
+    )
+    params, inputs = jnp.ones((3, 2 * H)), jnp.ones((T, 2, 3))
+    with pytest.raises(ValueError, match="cell: got mingru, which has no recurrent product"):
+        saturation(cell, params, inputs)
+    # Its gate keeps 1 - sigmoid(3).
+    np.testing.assert_allclose(
+        gate_statistics(cell, params, inputs).forget, 1 - 1 / (1 + np.exp(-3.0)), rtol=1e-5
+    )
+    jaxrnn.wrappers.layer_norm(cell)

@@ -329,7 +329,7 @@ def cell_with(step, initial_state=zeros):
             lambda p, s, x: (s[0], s),
             zeros,
             ValueError,
-            r"cell: mine's step: state: got float32\[\], expected float32\[2\] as its initial_state",
+            r"cell: mine's step: state: got float32\[\], expected float32\[2\] as its init",
         ),
         (lambda p, s, x: ((s,), s), zeros, TypeError, "cell: mine's step: state: got tuple"),
         (

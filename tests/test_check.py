@@ -1,6 +1,7 @@
 """The checks of arguments: what each lets through, and what it says of the rest."""
 
 import functools
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -251,7 +252,11 @@ def test_entries():
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [
-        (Pair(jnp.ones(2), None), TypeError, "state: got Pair.*, expected Pair.* for this test"),
+        (
+            Pair(jnp.ones(2), None),
+            TypeError,
+            r"state.right: got NoneType None, expected float32\[3\] for this test",
+        ),
         ((jnp.ones(2), jnp.ones(3)), TypeError, "state: got tuple"),
         (Pair(jnp.ones(2), 1.0), TypeError, "state.right: got float 1.0, expected float32"),
         (Pair(jnp.ones(2), jnp.ones((3, 1))), ValueError, r"state.right: got float32\[3, 1\]"),
@@ -267,6 +272,37 @@ def test_trees(value, error, message):
     _check.same_spec("state", Pair(jnp.ones(2), np.ones(3, np.float32)), want, "for this test")
     with pytest.raises(error, match=message):
         _check.same_spec("state", value, want, "for this test")
+
+
+KEYS = {"kernel": float32(2), "inner": Pair(float32(), {"scale": float32(), "shift": float32()})}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda p: {"kernal": p["kernel"], "inner": p["inner"]},
+            r"params: got ['kernal'] for ['kernel'], expected the keys ['kernel', 'inner'] for",
+        ),
+        (
+            lambda p: {"kernel": p["kernel"]},
+            "params: got no ['inner'], expected the keys ['kernel', 'inner'] for this test",
+        ),
+        (lambda p: {**p, "zzz": 1}, "params: got an extra ['zzz'], expected the keys"),
+        (lambda p: {**p, "inner": None}, "params['inner']: got NoneType None, expected Pair(left="),
+        (
+            lambda p: {**p, "inner": p["inner"]._replace(right={"scales": 1, "zzz": 2})},
+            "params['inner'].right: got ['scales'] for ['scale'], an extra ['zzz'], no ['shift']",
+        ),
+        (lambda p: [p], "params: got list(dict {'inner': Pair(left=float32[], right="),
+        (lambda p: p["kernel"], "params: got float32[2], expected dict {'kernel': float32[2], 'in"),
+    ],
+)
+def test_wrong_keys(change, message):
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), KEYS)
+    _check.same_spec("params", params, KEYS, "for this test")
+    with pytest.raises(TypeError, match=re.escape(message)):
+        _check.same_spec("params", change(params), KEYS, "for this test")
 
 
 @pytest.mark.parametrize("leaf", [1, True, "a", len, np.ones(2, int), jax.random.key(0)])
@@ -304,6 +340,7 @@ def test_64_bits_that_are_not_kept():
         (Pair(np.ones(1), "x"), "Pair(left=float64[1], right=str 'x')"),
         ([1, (None,)], "list(int 1, tuple(NoneType None))"),
         ([[1, 2], *range(8)], "list(list(int 1, int 2), int 0, int 1, ... 9 in all)"),
+        ({"a": np.ones(1), 2: {}}, "dict {'a': float64[1], 2: dict {}}"),
         ("a" * 100, "str '" + "a" * 56 + "..."),
     ],
 )

@@ -194,8 +194,8 @@ def test_two_processes_are_one(tmp_path):
         (
             lambda: by_leaf(inputs=on_two("batch")),
             ValueError,
-            "batches['inputs']: got a batch float32[3, 4], expected a multiple of 2 on axis 0, which "
-            "sharding divides over 2 devices",
+            "batches['inputs']: got a batch float32[3, 4], expected a multiple of 2 on axis 0, "
+            "which sharding divides over 2 devices",
         ),
         (
             lambda: on_two(None, "batch"),

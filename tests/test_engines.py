@@ -1,6 +1,7 @@
 """Every engine against `scan()` on every cell: values, and derivatives of every kind."""
 
 import functools
+import re
 from typing import Any, cast
 
 import jax
@@ -484,10 +485,77 @@ def test_the_choice_keeps_no_more_states_than_fit():
     choice = jaxrnn.engines.choose_engine(cell, many)
     assert choice.engine == jaxrnn.engines.checkpointed()
     assert "10000000 steps would take 4.8 GiB" in choice.reason
-    with pytest.raises(TypeError, match="cell: got str"):
-        jaxrnn.engines.choose_engine("lstm", few)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="model: got str"):
+        jaxrnn.engines.choose_engine("lstm", few)  # pyright: ignore[reportCallIssue, reportArgumentType]
     with pytest.raises(TypeError, match="inputs: got tuple"):
-        jaxrnn.engines.choose_engine(cell, (10, 1, 8))  # pyright: ignore[reportArgumentType]
+        jaxrnn.engines.choose_engine(cell, (10, 1, 8))  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def kept_bytes(reason):
+    return float(re.search(r"([\d.]+) MiB for a gradient", reason)[1]) * 2**20  # pyright: ignore[reportOptionalSubscript]
+
+
+@ON_A_CPU
+@pytest.mark.parametrize("make", [jaxrnn.gru, jaxrnn.lstm, jaxrnn.elman])
+@pytest.mark.parametrize("hidden_size", [8, 128])
+def test_the_choice_says_what_a_gradient_keeps(make, hidden_size):
+    cell, steps, batch = make(hidden_size), 1000, 32
+    inputs = jax.ShapeDtypeStruct((steps, batch, hidden_size), jnp.float32)
+    reason = jaxrnn.engines.choose_engine(cell, inputs).reason
+    arguments = cell.params_spec(hidden_size), cell.state_spec((batch,)), inputs
+    info = analyse_step(cell.split_step, *arguments)
+    plan = jaxrnn.engines.hoisted()._plan(info, arguments[0], inputs, reverse=False)
+    assert f"chunks have {plan.chunk} steps, and {plan.keep} are kept of each step" in reason
+    products = jax.tree.leaves(info.gates) if plan.keep == "products" else []
+    leaves = [*products, *jax.tree.leaves(arguments[1])]
+    expected = 4 * steps * sum(leaf.size for leaf in leaves)
+    assert abs(kept_bytes(reason) - expected) < 2**20 / 10
+
+
+@ON_A_CPU
+def test_the_choice_says_what_xla_keeps():
+    inputs = jax.ShapeDtypeStruct((20_000, 4, 64), jnp.float32)
+    for cell in (jaxrnn.gru(64), jaxrnn.gru(64, reset_after=False)):
+        engine, reason = jaxrnn.engines.choose_engine(cell, inputs)
+        got = memory(cell, inputs, engine)
+        assert 1 <= got / kept_bytes(reason) < 1.6
+
+
+def test_the_choice_for_the_cells_of_a_layer():
+    given = jaxrnn.engines.scan(2)
+    model = jaxrnn.serial(
+        jaxrnn.embedding(5, 4),
+        jaxrnn.rnn(jaxrnn.lstm(3)),
+        jaxrnn.bidirectional(jaxrnn.gru(2), jaxrnn.gru(2, reset_after=False)),
+        jaxrnn.serial(jaxrnn.dropout(0.5), jaxrnn.rnn(jaxrnn.elman(3), engine=given)),
+        jaxrnn.dense(2),
+    )
+    choices = jaxrnn.engines.choose_engine(model, jax.ShapeDtypeStruct((T, 2), jnp.int32))
+    inputs = [jax.ShapeDtypeStruct((T, 2, size), jnp.float32) for size in (4, 3, 3)]
+    cells = jaxrnn.lstm(3), jaxrnn.gru(2), jaxrnn.gru(2, reset_after=False)
+    assert choices[:3] == [
+        jaxrnn.engines.choose_engine(cell, xs) for cell, xs in zip(cells, inputs, strict=True)
+    ]
+    assert [choice.engine for choice in choices[3:]] == [given]
+    assert choices[3].reason.startswith("the layer of elman asks for it; what a step's")
+    dense = jaxrnn.dense(3)
+    assert jaxrnn.engines.choose_engine(dense, jax.ShapeDtypeStruct((T, 2), jnp.float32)) == []
+
+
+def test_the_choice_for_a_cell_that_reads_a_context():
+    def step(params, state, inputs, context):
+        return (state := jnp.tanh(state + context.sum(-2) + inputs[..., :H])), state
+
+    cell = jaxrnn.Cell(
+        lambda *_: (), lambda batch, dtype: jnp.zeros((*batch, H), dtype), step, takes_context=True
+    )
+    inputs = jax.ShapeDtypeStruct((7, 2, H), jnp.float32)
+    context = jax.ShapeDtypeStruct((2, 5, H), jnp.float32)
+    choice = jaxrnn.engines.choose_engine(cell, inputs, context=context)
+    assert choice.engine == jaxrnn.engines.scan(8 if jax.default_backend() == "gpu" else 1)
+    assert jaxrnn.engines.choose_engine(jaxrnn.rnn(cell), inputs, context=context) == [choice]
+    with pytest.raises(TypeError, match="context: got none, expected one"):
+        jaxrnn.engines.choose_engine(cell, inputs)
 
 
 CHUNKS = [jaxrnn.engines.hoisted(2), jaxrnn.engines.checkpointed(), jaxrnn.engines.checkpointed(2)]

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 import jaxrnn
-from experiments.benchmark import CONTENDERS, Problem
+from experiments.benchmark._contenders import CONTENDERS, Problem
 from tests.problems import problem
 
 pytestmark = pytest.mark.gpu

@@ -1,8 +1,12 @@
 """Layers: each against NumPy, stacks that stream, and what they refuse."""
 
+import copy
 import dataclasses
 import functools
+import gc
+import pickle
 import re
+import weakref
 from typing import Any
 
 import jax
@@ -411,6 +415,203 @@ def test_residual_passes_the_key_on():
     assert set(np.unique(outputs)) == {1, 3}
 
 
+# Time first or last ---------------------------------------------------------------------------
+
+
+def batch_major(leaf):
+    return np.moveaxis(leaf, 0, 1)
+
+
+TIMED = [
+    jaxrnn.rnn(jaxrnn.lstm(3)),
+    jaxrnn.rnn(jaxrnn.elman(3), reverse=True, return_sequences=False),
+    jaxrnn.bidirectional(jaxrnn.gru(3)),
+    jaxrnn.layers.residual(jaxrnn.rnn(jaxrnn.elman(5))),
+    jaxrnn.serial(jaxrnn.dropout(0.5), jaxrnn.rnn(jaxrnn.elman(3)), jaxrnn.dense(2)),
+]
+
+
+@pytest.mark.parametrize("layer", TIMED, ids=repr)
+@pytest.mark.parametrize("raggedness", ["whole", "lengths", "flags"])
+def test_time_may_come_after_the_batch(layer, raggedness):
+    params = jax.tree.map(np.float32, random_params(layer, 5))
+    rng = np.random.default_rng(0)
+    inputs, flags = normal(T, B, 5), rng.random((2, T, B)) < 0.7
+    first: dict[str, Any] = {"key": KEY}
+    if raggedness == "lengths":
+        first["lengths"] = np.array([T, 3])
+    if raggedness == "flags":
+        first |= {"mask": flags[0], "resets": flags[1]}
+    last = {name: batch_major(o) if name in ("mask", "resets") else o for name, o in first.items()}
+    state, outputs = layer.apply(params, None, inputs, **first)
+    moved_state, moved = layer.apply(params, None, batch_major(inputs), **last, time_major=False)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), state, moved_state)
+    outputs = batch_major(outputs) if layer.return_sequences else outputs
+    np.testing.assert_allclose(outputs, moved, **FLOAT32)
+
+
+def test_integers_have_time_last(stack, text):
+    model, params, apply = stack
+    _, outputs = apply(params, None, text)
+    _, moved = model.apply(params, None, text.T, time_major=False)
+    np.testing.assert_allclose(moved, batch_major(outputs), **FLOAT32)
+    _, single = model.apply(params, None, text[:, 0], time_major=False)
+    np.testing.assert_allclose(single, outputs[:, 0], **FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"inputs": normal(5)}, ValueError, r"inputs: got .*expected an array \(\*batch, T, feat"),
+        ({"inputs": [1.0]}, TypeError, "inputs: got list"),
+        ({"mask": np.ones((T, B), bool)}, ValueError, r"mask: got .*, expected bool\[2, 12\]"),
+        ({"time_major": 0}, TypeError, "time_major: got int 0"),
+    ],
+)
+def test_bad_arguments_with_time_last(options, error, message):
+    arguments = {"inputs": normal(B, T, 5), "time_major": False, **options}
+    with pytest.raises(error, match=message):
+        GRU.apply(init_spec(GRU, 5), None, **arguments)
+
+
+# Copies, pickles and prints ---------------------------------------------------------------------
+
+
+def makers():
+    cell, engine = jaxrnn.gru(3), jaxrnn.engines.hoisted(2)
+    yield lambda: jaxrnn.dense(3, activation=jax.nn.silu)
+    yield lambda: jaxrnn.dropout(0.5)
+    yield lambda: untyped.embedding(np.int64(5), 4)
+    yield lambda: jaxrnn.rnn(cell, compute_dtype="bfloat16", engine=engine)
+    yield lambda: jaxrnn.rnn(jaxrnn.elman(3, activation=jax.nn.relu))
+    yield lambda: jaxrnn.rnn(jaxrnn.wrappers.zoneout(cell, 0.1), return_sequences=False)
+    yield lambda: jaxrnn.bidirectional(cell, jaxrnn.lstm(2))
+    yield lambda: jaxrnn.layers.residual(jaxrnn.rnn(cell))
+    yield lambda: jaxrnn.serial(jaxrnn.rnn(cell), jaxrnn.serial(jaxrnn.dense(3)), jaxrnn.dense(3))
+
+
+@pytest.mark.parametrize("make", list(makers()))
+@pytest.mark.parametrize(
+    "rebuild",
+    [
+        copy.copy,
+        copy.deepcopy,
+        lambda value: pickle.loads(pickle.dumps(value)),
+        lambda value: pytest.importorskip("cloudpickle").loads(
+            pytest.importorskip("cloudpickle").dumps(value)
+        ),
+    ],
+    ids=["copy", "deepcopy", "pickle", "cloudpickle"],
+)
+def test_equal_settings_give_one_layer_and_copies_are_it(make, rebuild):
+    layer = make()
+    assert make() is layer
+    assert rebuild(layer) is layer
+    assert rebuild({"model": [layer]})["model"][0] is layer
+
+
+def test_other_settings_give_another_layer():
+    assert jaxrnn.dense(3) is not jaxrnn.dense(4)
+    assert jaxrnn.dense(3) is untyped.dense(features=np.int32(3), use_bias=np.bool_(True))
+    assert jaxrnn.serial(DENSE, DENSE) is not jaxrnn.serial(DENSE)
+
+
+def double(params, state, inputs, *, key=None):
+    return state, 2 * inputs
+
+
+def test_a_layer_of_your_own_is_pickled_if_its_functions_are():
+    mine = jaxrnn.Layer(DENSE.init, DENSE.initial_state, double, "mine")
+    assert copy.deepcopy(mine) is mine
+    with pytest.raises(AttributeError):  # a layer's closures can't be
+        pickle.dumps(mine)
+    mine = jaxrnn.Layer(normal, normal, double, "mine")
+    again = pickle.loads(pickle.dumps(mine))
+    assert (again.apply, again.name, again.causal) == (double, "mine", True)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        jaxrnn.engines.scan(2),
+        jaxrnn.engines.hoisted(3, keep="states"),
+        jaxrnn.engines.checkpointed(4, jaxrnn.engines.scan()),
+        jaxrnn.engines.sharded(1),
+        jaxrnn.engines.EngineChoice(jaxrnn.engines.scan(), "why"),
+    ],
+    ids=repr,
+)
+def test_engines_are_copied_and_pickled(value):
+    cloudpickle = pytest.importorskip("cloudpickle")
+    for again in (
+        copy.copy(value),
+        copy.deepcopy(value),
+        pickle.loads(pickle.dumps(value)),
+        cloudpickle.loads(cloudpickle.dumps(value)),
+    ):
+        assert again == value
+        assert hash(again) == hash(value)
+
+
+def test_layers_that_nobody_uses_are_freed():
+    def made():
+        cell = jaxrnn.Cell(lambda *a: (), jnp.zeros, lambda _, s, x: (s, x))
+        layer = jaxrnn.rnn(cell)
+        model = jaxrnn.serial(layer, jaxrnn.layers.residual(layer), jaxrnn.dense(977))
+        apply_spec(model, init_spec(model, 2), None, spec(T, B, 2))
+        return [weakref.ref(value) for value in (cell, layer, model)]
+
+    references = made()
+    jax.clear_caches()
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 3
+
+
+def test_a_print_says_what_a_model_is():
+    cell = jaxrnn.wrappers.zoneout(jaxrnn.lstm(4), 0.1)
+    assert str(jaxrnn.lstm(64)) == "lstm: state hidden[64], cell[64]"
+    assert str(cell) == "zoneout(lstm): state hidden[4], cell[4]"
+    both = jaxrnn.bidirectional(jaxrnn.gru(3), jaxrnn.elman(2))
+    inner = jaxrnn.serial(both, jaxrnn.layers.residual(jaxrnn.dense(5)))
+    model = jaxrnn.serial(jaxrnn.embedding(7, 4), jaxrnn.rnn(cell), inner)
+    assert str(model).splitlines() == [
+        "serial(3 layers)",
+        "  embedding(7, 4)",
+        "  rnn(zoneout(lstm)): state hidden[4], cell[4]",
+        "  serial(2 layers)",
+        "    bidirectional(gru): state hidden[3] and hidden[2]",
+        "    residual(dense(5))",
+    ]
+    assert repr(model) == "Layer(serial(3 layers))"
+
+
+def test_states_of_any_structure_are_printed():
+    def cell(state):
+        return jaxrnn.Cell(lambda *a: (), lambda *a: state, lambda _, s, x: (s, x), name="own")
+
+    assert str(cell(())) == "own: state ()"
+    assert str(cell(np.zeros(3))) == "own: state [3]"
+    assert str(cell({"a": (np.zeros(()), np.zeros((2, 1)))})) == "own: state a.0[], a.1[2, 1]"
+
+
+def test_parameters_are_counted():
+    inner = jaxrnn.serial(jaxrnn.rnn(jaxrnn.elman(2)), jaxrnn.dropout(0.5))
+    model = jaxrnn.serial(jaxrnn.dense(40), jaxrnn.layers.residual(jaxrnn.dense(40)), inner)
+    lines = jaxrnn.layers.describe(model, 30).splitlines()
+    elman = 40 * 2 + 2 * 2 + 2
+    counts = [1240 + 1640 + elman, 1240, 1640, elman, elman, 0]
+    assert [line.split()[-1] for line in lines[1:]] == [f"{count:,}" for count in counts]
+    assert len({len(line) for line in lines}) == 1
+    assert jaxrnn.layers.describe(jaxrnn.lstm(2), 3).endswith(str(8 * 6))
+
+
+def test_bad_arguments_of_describe():
+    with pytest.raises(TypeError, match="input_size: got NoneType"):
+        jaxrnn.layers.describe(jaxrnn.dense(3))
+    with pytest.raises(TypeError, match="model: got int 3"):
+        jaxrnn.layers.describe(3)  # pyright: ignore[reportArgumentType]
+
+
 # Bad input --------------------------------------------------------------------------------------
 
 
@@ -450,8 +651,12 @@ untyped: Any = jaxrnn  # a wrong setting is one of the wrong type too
             TypeError,
             "return_sequences: got str 'last'",
         ),
-        (lambda: untyped.bidirectional(untyped.dense(3)), TypeError, "cell: got Layer"),
-        (lambda: untyped.bidirectional(untyped.gru(3), "gru"), TypeError, "cell: got str 'gru'"),
+        (lambda: untyped.bidirectional(untyped.dense(3)), TypeError, "forward: got Layer"),
+        (
+            lambda: untyped.bidirectional(untyped.gru(3), "gru"),
+            TypeError,
+            "backward: got str 'gru'",
+        ),
         (
             lambda: untyped.bidirectional(untyped.gru(3), return_sequences=None),
             TypeError,

@@ -1,6 +1,7 @@
 """The package as a stranger gets it: what importing costs, and what the wheel holds."""
 
 import importlib.util
+import inspect
 import subprocess
 import sys
 import venv
@@ -54,12 +55,34 @@ except RuntimeError as error:
     assert "no_such_platform" in python(code, cwd=ROOT)
 
 
-def test_all_public_names_exist_and_have_docstrings():
-    for name in jaxrnn.__all__:
-        doc = getattr(jaxrnn, name).__doc__
+MODULES = [jaxrnn, *(m for m in map(vars(jaxrnn).get, jaxrnn.__all__) if inspect.ismodule(m))]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_a_public_module_shows_public_names_only(module):
+    assert dir(module) == sorted(set(module.__all__))
+    assert not [name for name in dir(module) if name.startswith("_")]
+    assert all(hasattr(module, name) for name in dir(module))
+
+
+def test_the_top_is_small():
+    assert len(dir(jaxrnn)) <= 32
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_public_names_have_docstrings_with_an_example(module):
+    assert module.__doc__
+    for name in module.__all__:
+        value = getattr(module, name)
+        ours = getattr(value, "__module__", "").startswith("jaxrnn")
+        if not ours or not (inspect.isclass(value) or inspect.isfunction(value)):
+            continue  # a module, a number, an initializer of JAX
         # NamedTuples and dataclasses that have none get their signature.
-        assert doc, name
-        assert not doc.startswith(f"{name}("), name
+        assert value.__doc__, name
+        assert not value.__doc__.startswith(f"{name}("), name
+        # A report or result is made by the function beside it, whose example shows it.
+        result = module in (jaxrnn.diagnostics, jaxrnn.training) and inspect.isclass(value)
+        assert ">>>" in value.__doc__ or result, name
 
 
 @pytest.mark.slow

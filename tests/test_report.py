@@ -1,6 +1,6 @@
 """The report names the fault that was planted, mends it, and finds none where there is none."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -366,3 +366,67 @@ def test_bad_input():
         jax.jit(lambda params: report(**{**good, "params": params}).layers[0].norms)(params)
     nothing = report(lambda outputs: 0 * outputs.sum(), cell, params, inputs, write=None)
     assert nothing.cause == "no gradient"
+
+
+# Inputs that failed once -------------------------------------------------------------------------
+
+
+def final_square(outputs):
+    return jnp.square(outputs[-1] - 1).sum()
+
+
+def noise(steps, features=4):
+    return jax.random.normal(jax.random.key(7), (steps, 4, features))
+
+
+def test_a_projection_with_closed_forget_gates():
+    cell = jaxrnn.wrappers.projection(jaxrnn.lstm(16), 8)
+    params = cell.init(jax.random.key(0), 4)
+    found = report(final_square, cell, params, noise(150), write=None)
+    assert [layer.verdict for layer in found.layers] == ["vanishes"]
+    assert found.findings
+
+
+def test_a_gate_that_keeps_everything():
+    cell = jaxrnn.gru(16)
+    params = cell.init(jax.random.key(0), 4)
+    bias = np.zeros(48, np.float32)
+    bias[16:32] = 20.0
+    closed = params._replace(bias=bias)
+    found = report(final_square, cell, closed, noise(20), write=None)
+    assert found.cause == "closed gates"
+    assert "change the state by" in found.findings[0].evidence
+    assert report(final_square, cell, params, noise(5), write=None).cause != "closed gates"
+
+
+def test_where_to_write_is_checked_first():
+    cell, untyped = jaxrnn.elman(4), cast(Any, report)
+    with pytest.raises(TypeError, match=r"write: got str 'report.txt', expected a function"):
+        untyped(final_square, cell, cell.init(jax.random.key(0), 2), None, write="report.txt")
+
+
+def test_a_cell_without_recurrence():
+    cell = jaxrnn.Cell(
+        lambda key, size, dtype: jnp.ones((size, 3), dtype),
+        lambda batch, dtype: jnp.zeros((*batch, 3), dtype),
+        lambda params, hidden, x: 2 * (x @ params,),
+    )
+    found = report(final_square, cell, jnp.ones((2, 3)), jnp.ones((10, 2)), write=None)
+    assert "does not depend on the one before" in found.findings[0].evidence
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_vanishes_as_float32_does(dtype):
+    model = jaxrnn.serial(jaxrnn.rnn(jaxrnn.lstm(4)), jaxrnn.dense(1))
+    params = model.init(jax.random.key(0), 2, dtype=dtype)
+    inputs = jax.random.normal(jax.random.key(0), (40, 3, 2), dtype)
+
+    def loss(outputs):
+        return jnp.square(outputs[-1]).sum()
+
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params, inputs))
+    verdicts = [
+        report(loss, model, *arguments, write=None).layers[0].verdict
+        for arguments in ((params, inputs), wide)
+    ]
+    assert verdicts == ["vanishes", "vanishes"]

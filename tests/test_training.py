@@ -4,7 +4,7 @@ import functools
 import pickle
 import re
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -760,7 +760,7 @@ def test_an_optimizer_that_wants_something_else_is_named():
     def update(gradient, state, params, *, curvature):
         return gradient, state
 
-    optimizer = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    optimizer = optax.GradientTransformationExtraArgs(lambda params: (), cast(Any, update))
     with pytest.raises(TypeError, match="curvature") as caught:
         jaxrnn.fit(square, jnp.array(1.0), optimizer, jnp.ones(1), steps=1, key=KEY)
     assert any("optimizer" in note for note in caught.value.__notes__)
@@ -816,7 +816,10 @@ def test_on_report_may_change_what_it_is_given():
     [
         ([jnp.ones(3), jnp.ones(3)], "batches: got list.*numpy.stack"),
         ((jnp.ones(3) for _ in range(2)), "batches: got generator.*jaxrnn.train_step"),
-        (np.ma.masked_array(np.ones(3, np.float32), [0, 1, 0]), "batches: got a NumPy masked"),
+        (
+            np.ma.masked_array(np.ones(3, np.float32), np.array([False, True, False])),
+            "batches: got a NumPy masked",
+        ),
         (np.array(["a", "b"]), "batches: got .*expected an array of numbers"),
         ("text", "batches: got str 'text'"),
     ],

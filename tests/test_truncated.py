@@ -403,7 +403,7 @@ def test_bad_input_of_initial_carry(inputs):
                     ).initial_carry(x)
                 },
                 ValueError,
-                r"carry.inputs: got .*, expected float32\[1, 2, 3\] for the k2 - k1 = 1 steps before",
+                r"carry.inputs: got .*, expected float32\[1, 2, 3\] for the k2 - k1 = 1 steps",
             )
             for k2, x in [
                 (4, jnp.ones((2, B, 3))),

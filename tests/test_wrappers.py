@@ -531,13 +531,19 @@ def summing(returned, readout=None, split=False):
     )
 
 
+def scaled(returned, factor, state):
+    state, output = returned(state)
+    return state, factor * output
+
+
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("returned", COPIES.values(), ids=COPIES)
 def test_the_output_follows_the_changed_state(returned, split):
     """Whatever array the step returns: it is read from the state."""
     ones = jnp.ones((2, 1))
     for readout, factor in ((lambda state: state, 1), (lambda state: 2 * state, 2)):
-        cell = summing(lambda s: (returned(s)[0], factor * returned(s)[1]), readout, split)
+        output = functools.partial(scaled, returned, factor)
+        cell = summing(output, readout, split)
         state, got = jaxrnn.wrappers.zoneout(cell, 0.25).step((), None, ones)
         np.testing.assert_array_equal(state, 0.75 * ones)
         np.testing.assert_array_equal(got, factor * 0.75 * ones)

@@ -5,18 +5,26 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxrnn import _check, initializers
 from jaxrnn._activations import saving_output
 from jaxrnn._affine import affine
 from jaxrnn._cell import Cell, SplitStep
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.initializers import Initializer
 
 
 class ElmanParams(NamedTuple):
-    """Weights of an Elman cell; `bias` is None without one."""
+    """Weights of an Elman cell; `bias` is None without one.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> params = jaxrnn.elman(64).init(jax.random.key(0), input_size=32)
+        >>> params.kernel.shape
+        (32, 64)
+    """
 
     kernel: Float[Array, "I H"]
     recurrent_kernel: Float[Array, "H H"]
@@ -24,7 +32,13 @@ class ElmanParams(NamedTuple):
 
 
 class ElmanState(NamedTuple):
-    """State of an Elman cell: its hidden state, which is also its output."""
+    """State of an Elman cell: its hidden state, which is also its output.
+
+    Example:
+        >>> import jaxrnn
+        >>> jaxrnn.elman(64).initial_state(16).hidden.shape
+        (16, 64)
+    """
 
     hidden: Float[Array, "*batch H"]
 

@@ -4,13 +4,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxrnn import _check, initializers
 from jaxrnn._activations import sigmoid, tanh
 from jaxrnn._affine import affine
 from jaxrnn._cell import Cell, SplitStep
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.initializers import Initializer
 
 
@@ -19,6 +20,12 @@ class GRUParams(NamedTuple):
 
     The biases are None without them; `recurrent_bias` is None too where the reset acts before the
     product, since then it would be added to the same sum as `bias`.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> params = jaxrnn.gru(64).init(jax.random.key(0), input_size=32)
+        >>> params.recurrent_bias.shape
+        (192,)
     """
 
     kernel: Float[Array, "I 3*H"]
@@ -28,7 +35,13 @@ class GRUParams(NamedTuple):
 
 
 class GRUState(NamedTuple):
-    """State of a GRU cell: its hidden state, which is also its output."""
+    """State of a GRU cell: its hidden state, which is also its output.
+
+    Example:
+        >>> import jaxrnn
+        >>> jaxrnn.gru(64).initial_state(16).hidden.shape
+        (16, 64)
+    """
 
     hidden: Float[Array, "*batch H"]
 
@@ -48,7 +61,7 @@ def gru(
     kernel_init: Initializer = initializers.glorot_uniform,
     recurrent_init: Initializer = initializers.orthogonal(),
 ) -> Cell[GRUParams, GRUState]:
-    """SplitStep recurrent unit: a hidden state that moves towards a candidate as far as z lets it.
+    """Gated recurrent unit: a hidden state that moves towards a candidate as far as z lets it.
 
     With `reset_after=True`, as in cuDNN, PyTorch and Keras, the reset gate acts after the product:
 

@@ -4,18 +4,26 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxrnn import _check, initializers
 from jaxrnn._activations import sigmoid, tanh
 from jaxrnn._affine import affine
 from jaxrnn._cell import Cell, SplitStep
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.initializers import Initializer
 
 
 class LSTMParams(NamedTuple):
-    """Weights of an LSTM cell, gates packed in the order i f g o; `bias` is None without one."""
+    """Weights of an LSTM cell, gates packed in the order i f g o; `bias` is None without one.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> params = jaxrnn.lstm(64).init(jax.random.key(0), input_size=32)
+        >>> params.kernel.shape
+        (32, 256)
+    """
 
     kernel: Float[Array, "I 4*H"]
     recurrent_kernel: Float[Array, "H 4*H"]
@@ -23,7 +31,13 @@ class LSTMParams(NamedTuple):
 
 
 class LSTMState(NamedTuple):
-    """State of an LSTM cell: the hidden state, which is also its output, and the cell state."""
+    """State of an LSTM cell: the hidden state, which is also its output, and the cell state.
+
+    Example:
+        >>> import jaxrnn
+        >>> jaxrnn.lstm(64).initial_state(16).cell.shape
+        (16, 64)
+    """
 
     hidden: Float[Array, "*batch H"]
     cell: Float[Array, "*batch H"]

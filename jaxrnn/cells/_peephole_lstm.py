@@ -3,19 +3,27 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxrnn import _check, initializers
 from jaxrnn._activations import sigmoid, tanh
 from jaxrnn._affine import affine, align
 from jaxrnn._cell import Cell, SplitStep
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.cells._lstm import LSTMState, lstm
 from jaxrnn.initializers import Initializer
 
 
 class PeepholeLSTMParams(NamedTuple):
-    """Weights of a peephole LSTM cell: those of an LSTM cell, and peepholes in the order i f o."""
+    """Weights of a peephole LSTM cell: those of an LSTM cell, and peepholes in the order i f o.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> params = jaxrnn.cells.peephole_lstm(64).init(jax.random.key(0), input_size=32)
+        >>> params.peepholes.shape
+        (3, 64)
+    """
 
     kernel: Float[Array, "I 4*H"]
     recurrent_kernel: Float[Array, "H 4*H"]

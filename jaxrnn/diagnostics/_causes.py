@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxrnn import _check
 from jaxrnn._cell import Cell, SplitStep
 from jaxrnn._dtypes import at_least_float32
+from jaxrnn._gates import check_one_gate_each
 from jaxrnn._jaxpr import primitives
 from jaxrnn.diagnostics._norm import scale_of
 from jaxrnn.diagnostics._products import with_products
@@ -20,6 +21,7 @@ from jaxrnn.diagnostics._tangents import (
     checked_state,
     finite,
     flatten,
+    forward_mode,
     step_of,
     structure_of,
 )
@@ -279,6 +281,12 @@ def _effects_of_recurrent(
     """Return the new state, and how far each unit of each gate moves it."""
     projected = split_step.project(params, inputs)
     recurrent = split_step.product(params, state, projected)
+    if not jax.tree.leaves(recurrent):
+        raise ValueError(
+            f"cell: got {getattr(cell, 'name', 'a step')}, which has no recurrent product, "
+            "expected a cell whose gates see the state"
+        )
+    check_one_gate_each(cell, "recur", recurrent, state, batch_axes=inputs.ndim - 1)
     new, derivative = _pointwise(
         cell,
         lambda recurrent: split_step.activate(
@@ -294,7 +302,8 @@ def _pointwise(
     cell: Cell | Step, function: Callable[[PyTree], PyTree], at: PyTree
 ) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
     """Return a pointwise function's value and derivative, or raise if it mixes units."""
-    value, derivative = jax.linearize(function, at)
+    with forward_mode(cell):
+        value, derivative = jax.linearize(function, at)
     mixing = [name for name in primitives(derivative, at) if name.startswith(_MIXING)]
     if mixing:
         raise ValueError(

@@ -22,9 +22,9 @@ class LayerReport(NamedTuple):
         norms: the gradient's norm at the layer's whole state, `(T,)` up to the last step whose
             output the loss heeds.
         horizon: of these norms.
-        verdict: "vanishes" if the horizon is within the sequence, "explodes" if the norm grows as much
-            as it would fall there, or beyond what the dtype holds, "no gradient" if none arrives
-            from above, else "reaches".
+        verdict: "vanishes" if the horizon is within the sequence, "explodes" if the norm grows as
+            much as it would fall there, or beyond what the dtype holds, "no gradient" if none
+            arrives from above, else "reaches".
     """
 
     name: str

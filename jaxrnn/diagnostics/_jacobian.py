@@ -17,6 +17,7 @@ from jaxrnn.diagnostics._tangents import (
     fixed_basis,
     flat_step,
     flatten,
+    forward_mode,
     push,
     size_of,
 )
@@ -74,7 +75,8 @@ def jacobian_spectrum(
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> cell = jaxrnn.elman(2, activation=jax.nn.identity, use_bias=False)
-        >>> params = jaxrnn.cells.ElmanParams(jnp.ones((1, 2)), jnp.diag(jnp.array([0.5, 2.0])), None)
+        >>> kernel = jnp.diag(jnp.array([0.5, 2.0]))
+        >>> params = jaxrnn.cells.ElmanParams(jnp.ones((1, 2)), kernel, None)
         >>> jaxrnn.diagnostics.jacobian_spectrum(cell, params, jnp.zeros((10, 1)), lags=[1, 3])
         Array([[2.   , 0.5  ],
                [8.   , 0.125]], dtype=float32)
@@ -99,14 +101,15 @@ def jacobian_spectrum(
     expected = available if num_values is None else _check.size("num_values", num_values)
     if expected > available:
         raise ValueError(
-            f"num_values: got {expected}, expected at most {available}, the number of floats in one "
-            "sequence's state"
+            f"num_values: got {expected}, expected at most {available}, the number of floats in "
+            "one sequence's state"
         )
     # Where the iteration's vectors are nearly all that there are, it is no gain.
     few = 3 * _block(expected) < available
     run = functools.partial(_few_values, expected=expected) if few else _all_values
     different = sorted(set(checked))
-    values = run(params, state, inputs[: different[-1]], cell=cell, lags=tuple(different))
+    with forward_mode(cell):
+        values = run(params, state, inputs[: different[-1]], cell=cell, lags=tuple(different))
     return values[np.searchsorted(different, checked)][..., :expected]
 
 

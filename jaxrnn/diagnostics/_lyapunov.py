@@ -18,6 +18,7 @@ from jaxrnn.diagnostics._tangents import (
     fixed_basis,
     flat_step,
     flatten,
+    forward_mode,
     push,
     size_of,
 )
@@ -119,7 +120,8 @@ def lyapunov_exponents(
 
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> cell = jaxrnn.elman(2, activation=jax.nn.identity, use_bias=False)
-        >>> params = jaxrnn.cells.ElmanParams(jnp.ones((1, 2)), jnp.diag(jnp.array([0.5, 2.0])), None)
+        >>> kernel = jnp.diag(jnp.array([0.5, 2.0]))
+        >>> params = jaxrnn.cells.ElmanParams(jnp.ones((1, 2)), kernel, None)
         >>> spectrum = jaxrnn.diagnostics.lyapunov_exponents(
         ...     cell, params, jnp.zeros((100, 1)), burn_in=50
         ... )
@@ -152,17 +154,18 @@ def lyapunov_exponents(
     burn_in = _check.size("burn_in", burn_in, least=0)
     if burn_in >= length:
         raise ValueError(f"burn_in: got {burn_in} for inputs of {length} steps, expected fewer")
-    return _run(
-        params,
-        state,
-        inputs,
-        cell=cell,
-        count=expected,
-        burn_in=burn_in,
-        qr_every=_check.size("qr_every", qr_every),
-        tolerance=_check.number("tolerance", tolerance, low=0.0),
-        weighted=_check.flag("weighted", weighted),
-    )
+    with forward_mode(cell):
+        return _run(
+            params,
+            state,
+            inputs,
+            cell=cell,
+            count=expected,
+            burn_in=burn_in,
+            qr_every=_check.size("qr_every", qr_every),
+            tolerance=_check.number("tolerance", tolerance, low=0.0),
+            weighted=_check.flag("weighted", weighted),
+        )
 
 
 def kaplan_yorke_dimension(exponents: Float[Array, "*batch K"]) -> Float[Array, "*batch"]:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jaxrnn._dtypes import at_least_float32_dtype
+from jaxrnn._dtypes import at_least_float32
 
 
 def scale_of(array: Array, axes: Sequence[int]) -> Array:
@@ -19,13 +19,15 @@ def scale_of(array: Array, axes: Sequence[int]) -> Array:
 
 
 def norm(array: Array, axes: Sequence[int]) -> Array:
-    """Return the Euclidean norm over some axes, whose derivative at 0 is 0."""
+    """Return the Euclidean norm over some axes, whose derivative at 0 is 0, in float32 at least.
+
+    In 16 bits the inverse of a small number is infinite, and a sum of squares soon is, too.
+    """
+    array = at_least_float32(array)
     scale = scale_of(array, axes)
     scaled = array / scale
-    # Of many numbers up to 1 the sum of squares may be beyond float16.
-    wide = at_least_float32_dtype(scale.dtype)
-    squares = jnp.sum((scaled * scaled.conj()).real, axis=tuple(axes), dtype=wide)
+    squares = jnp.sum((scaled * scaled.conj()).real, axis=tuple(axes))
     # The root's own derivative at 0 is infinite.
     zero = squares == 0
     roots = jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))
-    return (jnp.squeeze(scale, tuple(axes)) * roots).astype(scale.dtype)
+    return jnp.squeeze(scale, tuple(axes)) * roots

@@ -17,7 +17,7 @@ from jaxrnn.diagnostics._format import Finding, GradientReport, LayerReport, Ver
 from jaxrnn.diagnostics._gradients import gradient_norms
 from jaxrnn.diagnostics._horizon import GradientHorizon, gradient_horizon
 from jaxrnn.diagnostics._model import Model, as_layer, check_model, run_model, scan
-from jaxrnn.diagnostics._suspects import Run, Suspect, suspects
+from jaxrnn.diagnostics._suspects import Run, Suspect, suspects, unmoved
 from jaxrnn.diagnostics._tangents import finite
 from jaxrnn.layers import Layer
 
@@ -85,6 +85,8 @@ def report(
         forget gates).
     """
     _check.function("loss", loss)
+    if write is not None:
+        _check.function("write", write)
     fraction = _check.number("fraction", fraction, low=0.0, high=1.0)
     for name, tree in (("params", params), ("inputs", inputs), ("state", state)):
         _check.untraced(name, tree, "report")
@@ -170,6 +172,8 @@ def _examine(
                 return measure([*runs[:number], repaired, *runs[number + 1 :]])[:, number]
 
             findings.append(_find(number, layer, runs[number], after, fraction))
+        elif (evident := unmoved(runs[number])) is not None:
+            findings.append(Finding(number, "closed gates", *evident))
     findings.sort(key=lambda finding: _severity(finding, layers))
     return GradientReport(last + 1, layers, tuple(findings))
 
@@ -324,5 +328,5 @@ def _reach(norms: np.ndarray, *, fraction: float, explodes: bool) -> float:
 def _severity(finding: Finding, layers: tuple[LayerReport, ...]) -> tuple:
     """Sort explosions first, then by the horizon; a layer without gradient is not the culprit."""
     layer = layers[finding.layer or 0]
-    order: dict[str, int] = {"explodes": 0, "vanishes": 1, "no gradient": 2}
+    order: dict[str, int] = {"explodes": 0, "vanishes": 1, "reaches": 2, "no gradient": 3}
     return order[layer.verdict], float(np.nan_to_num(layer.horizon.steps))

@@ -1,4 +1,4 @@
-"""What may be wrong with a cell whose gradient dies or explodes: evidence and remedies."""
+"""What may be wrong with a cell whose gradient vanishes or explodes: evidence and remedies."""
 
 import functools
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, PyTree
 
 from jaxrnn._cell import Cell, SplitStep
@@ -24,6 +25,7 @@ Cause = Literal[
     "spectral radius too small",
     "spectral radius too large",
     "forget bias too low",
+    "closed gates",
     "length",
 ]
 
@@ -33,6 +35,8 @@ _FLAT = 0.3
 _LARGE = 2.0
 _SMALL_RADIUS, _LARGE_RADIUS = 0.8, 1.1
 _LOW_FORGET = 0.55
+# By how much less than the inputs move the pre-activations they must move the state to be kept out.
+_UNMOVED = 1e-3
 
 
 # What measures raise of a step that they can't look into: its products are within a loop, its units
@@ -51,7 +55,10 @@ class Run(NamedTuple):
 
 
 class Suspect(NamedTuple):
-    """A possible cause with its evidence, and a remedy; `mend` is None where none can be tried."""
+    """A possible cause with its evidence, and a remedy.
+
+    `apply_remedy` is None where none can be tried.
+    """
 
     cause: Cause
     evidence: str
@@ -65,7 +72,7 @@ def suspects(run: Run, rate: float, *, explodes: bool) -> list[Suspect]:
     Args:
         run: the cell, and what it was run on.
         rate: nats per step at which its gradient decays, going back.
-        explodes: whether the gradient explodes, rather than dies.
+        explodes: whether the gradient explodes, rather than vanishes.
     """
     split_step = structure_of(run.cell)
     forget = _forget_entries(run)
@@ -116,10 +123,13 @@ def _of_drive(run: Run, split_step: SplitStep | None, flat: str) -> list[Suspect
 
 
 def _of_bias(run: Run, forget: np.ndarray, flat: str) -> list[Suspect]:
-    bias, other = _field(run, "bias"), forget == 0
-    if bias is None or not other.any():
+    bias = _field(run, "bias")
+    if bias is None:
         return []
-    size = _root_mean_square(bias[other])
+    other = np.broadcast_to(forget == 0, bias.shape)
+    if not other.any():
+        return []
+    size = _root_mean_square(np.asarray(bias)[other])
     if not size > _LARGE:
         return []
     return [
@@ -174,6 +184,24 @@ def _of_forget_gate(run: Run, entries: np.ndarray) -> list[Suspect]:
     return [Suspect("forget bias too low", evidence, *_chrono(run, entries))]
 
 
+def unmoved(run: Run) -> tuple[str, str] | None:
+    """Return evidence and remedy if inputs don't move the state, as where gates keep everything."""
+    drive = _drive(run, structure_of(run.cell))
+    if not drive > 0:
+        return None
+    states = [
+        lax.scan(lambda state, x: 2 * (step_of(run.cell)(run.params, state, x)[0],), run.state, xs)
+        for xs in (run.inputs, jnp.zeros_like(run.inputs))
+    ]
+    moved = _root_mean_square(jax.tree.map(jnp.subtract, states[0][1], states[1][1]))
+    if not moved < _UNMOVED * min(drive, 1.0):
+        return None
+    return (
+        f"inputs that change the pre-activations by {drive:.3g} change the state by {moved:.3g}",
+        "biases that let the gates open, such as zero",
+    )
+
+
 def _length(run: Run, rate: float, forget: np.ndarray, *, explodes: bool) -> Suspect:
     """Return the suspect that is left where the cell itself is in order."""
     length = len(run.inputs)
@@ -181,6 +209,8 @@ def _length(run: Run, rate: float, forget: np.ndarray, *, explodes: bool) -> Sus
         f"no fault was found in the cell, but a factor of {np.exp(-rate):.3g} a step, over "
         f"{length} steps, is too {'much' if explodes else 'little'}"
     )
+    if np.isnan(rate):
+        evidence = "the state does not depend on the one before, so no gradient passes a step"
     if forget.any() and not explodes:
         return Suspect("length", evidence, *_chrono(run, forget))
     kernel = _field(run, "recurrent_kernel")
@@ -295,7 +325,10 @@ def _steepest_slope(run: Run, split_step: SplitStep | None) -> float:
         return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tangent)]))
 
     totals = jnp.linspace(-8, 8, 161, dtype=run.inputs.dtype)
-    return float(jnp.max(jax.vmap(slope)(totals)))
+    try:
+        return float(jnp.max(jax.vmap(slope)(totals)))
+    except _OUT_OF_SIGHT:
+        return np.inf
 
 
 def _keeps(run: Run) -> bool:

@@ -1,6 +1,7 @@
 """What the diagnostics of a step's Jacobian share: checked arguments, and a state as one vector."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -69,6 +70,21 @@ def checked_state(
     for name, tree in (("params", params), ("inputs", inputs), ("state", state)):
         finite(name, tree)
     return without_weak_types(state)
+
+
+@contextlib.contextmanager
+def forward_mode(cell: Cell | Step) -> Iterator[None]:
+    """Name the cell where it can't be differentiated forwards."""
+    try:
+        yield
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise TypeError(
+            f"cell: got {getattr(cell, 'name', 'a step')}, which has a jax.custom_vjp and so no "
+            "forward mode, expected one with a jax.custom_jvp; state_gradients and gradient_norms "
+            "work on it as it is"
+        ) from error
 
 
 def check_batch(name: str, leaf: Array, batch_shape: tuple[int, ...]) -> None:

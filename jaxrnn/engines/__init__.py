@@ -2,7 +2,7 @@
 
 from jaxrnn.engines._checkpointed import checkpointed
 from jaxrnn.engines._choice import EngineChoice, choose_engine
-from jaxrnn.engines._engine import Engine, checked_engine
+from jaxrnn.engines._engine import Engine
 from jaxrnn.engines._hoisted import hoisted
 from jaxrnn.engines._scan import scan
 from jaxrnn.engines._sharded import sharded
@@ -10,7 +10,6 @@ from jaxrnn.engines._sharded import sharded
 __all__ = [
     "Engine",
     "EngineChoice",
-    "checked_engine",
     "checkpointed",
     "choose_engine",
     "hoisted",

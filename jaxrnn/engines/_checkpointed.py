@@ -11,7 +11,7 @@ from jaxrnn.engines._hoisted._engine import hoisted_where_it_can
 
 
 @dataclasses.dataclass(frozen=True)
-class checkpointed(Engine):  # noqa: N801, it is used like a function
+class checkpointed(Engine):
     """The engine for sequences whose states don't fit into memory.
 
     Going forward it keeps only the state that each chunk starts from, and going back it runs each
@@ -51,14 +51,14 @@ class checkpointed(Engine):  # noqa: N801, it is used like a function
 
     def __post_init__(self) -> None:
         _check.optional_size("chunk", self.chunk)
-        checked_engine(self.engine)
+        checked_engine("engine", self.engine)
 
     def __call__(
         self, cell: Cell, params: Any, state: Any, inputs: Any, *, reverse: bool, keep_states: bool
     ) -> tuple[Any, Any, Any]:
         """Run the cell chunk by chunk, each under `jax.checkpoint`."""
         steps = leading_shape(inputs)[0]
-        chunk = checked_chunk(self.chunk, steps) or sqrt_chunk(steps)
+        chunk = self._chunk_length(steps)
         engine = self.engine or hoisted_where_it_can(cell)
 
         def run_chunk(state, inputs):
@@ -71,3 +71,11 @@ class checkpointed(Engine):  # noqa: N801, it is used like a function
             run_chunk, state, inputs, steps=steps, chunk=chunk, reverse=reverse
         )
         return final, outputs, states
+
+    def explain(self, cell: Cell, params: Any, state: Any, inputs: Any) -> str:
+        """Say how long its chunks are."""
+        chunk = self._chunk_length(leading_shape(inputs)[0])
+        return f"chunks have {chunk} steps, and the state is kept of each chunk"
+
+    def _chunk_length(self, steps: int) -> int:
+        return checked_chunk(self.chunk, steps) or sqrt_chunk(steps)

@@ -9,8 +9,8 @@ from jaxtyping import PyTree
 from jaxrnn import _check
 from jaxrnn._cell import Cell
 
-# How many steps a compiled loop's body should hold, on backends where that is more than 1. On a GPU,
-# launching kernels dominates; with this many steps per iteration one launch stores all their
+# How many steps a compiled loop's body should hold, on backends where that is more than 1. On a
+# GPU, launching kernels dominates; with this many steps per iteration one launch stores all their
 # results. With 16 a gradient gains another twentieth, and compiles for 1.6 times as long.
 _UNROLL = {"gpu": 8}
 
@@ -20,6 +20,23 @@ class Engine(abc.ABC):
 
     Engines are frozen dataclasses and compare by value, so that equal ones compile once. Each is
     named in lower case, since it is called like a function: `unroll(..., engine=scan(4))`.
+
+    Example:
+        An engine that runs another, and counts its calls:
+
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
+        >>> calls = []
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class counting(jaxrnn.engines.Engine):
+        ...     engine: jaxrnn.engines.Engine = jaxrnn.engines.scan()
+        ...     def __call__(self, cell, params, state, inputs, **options):
+        ...         calls.append(cell.name)
+        ...         return self.engine(cell, params, state, inputs, **options)
+        >>> cell = jaxrnn.elman(4)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> state, _ = jaxrnn.unroll(cell, params, jnp.ones((9, 3)), engine=counting())
+        >>> calls
+        ['elman']
     """
 
     @abc.abstractmethod
@@ -30,6 +47,11 @@ class Engine(abc.ABC):
 
         Arguments have been checked. Inputs are an array `(T, *batch, I)`, or a pytree of such.
         """
+
+    def explain(self, cell: Cell, params: Any, state: Any, inputs: Any) -> str:
+        """Say in how large chunks it runs, and what it keeps of them for a gradient."""
+        del cell, params, state, inputs
+        return "what a step's derivatives need is kept of each"
 
 
 def leading_shape(inputs: PyTree) -> tuple[int, ...]:
@@ -42,13 +64,13 @@ def size_in_bytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def checked_engine(engine: Any) -> Engine | None:
-    """Return `engine`, an engine, or None for whichever is chosen."""
-    if engine is not None and not isinstance(engine, Engine):
+def checked_engine(name: str, value: Any) -> Engine | None:
+    """Return `value`, an engine, or None for whichever is chosen."""
+    if value is not None and not isinstance(value, Engine):
         raise TypeError(
-            f"engine: got {_check.describe(engine)}, expected one such as jaxrnn.engines.scan()"
+            f"{name}: got {_check.describe(value)}, expected one such as jaxrnn.engines.scan()"
         )
-    return engine
+    return value
 
 
 def checked_chunk(chunk: int | None, steps: int) -> int | None:

@@ -11,7 +11,7 @@ from jaxrnn.engines._engine import Engine
 
 
 @dataclasses.dataclass(frozen=True)
-class scan(Engine):  # noqa: N801, it is used like a function
+class scan(Engine):
     """The reference engine: plain `lax.scan`, which every other engine must agree with.
 
     Use it for forward mode, and to compare with. It runs any cell, in every mode and order of

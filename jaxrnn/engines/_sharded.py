@@ -18,7 +18,7 @@ _AXIS = "batch"
 
 
 @dataclasses.dataclass(frozen=True)
-class sharded(Engine):  # noqa: N801, it is used like a function
+class sharded(Engine):
     """An engine that divides the batch over devices, each of which runs another engine.
 
     XLA runs the small products of a recurrent network on one core of a CPU. JAX can show the cores
@@ -44,7 +44,8 @@ class sharded(Engine):  # noqa: N801, it is used like a function
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> cell = jaxrnn.gru(4)
         >>> params, xs = cell.init(jax.random.key(0), 3), jnp.ones((9, 2, 3))
-        >>> state, outputs = jaxrnn.unroll(cell, params, xs, engine=jaxrnn.engines.sharded(devices=1))
+        >>> engine = jaxrnn.engines.sharded(devices=1)
+        >>> state, outputs = jaxrnn.unroll(cell, params, xs, engine=engine)
         >>> outputs.shape
         (9, 2, 4)
     """
@@ -54,7 +55,7 @@ class sharded(Engine):  # noqa: N801, it is used like a function
 
     def __post_init__(self) -> None:
         _check.optional_size("devices", self.devices)
-        checked_engine(self.engine)
+        checked_engine("engine", self.engine)
 
     def __call__(
         self, cell: Cell, params: Any, state: Any, inputs: Any, *, reverse: bool, keep_states: bool
@@ -173,6 +174,7 @@ def _devices(count: int | None) -> list[Any]:
         if devices[0].platform == "cpu":
             hint = f"; jax.config.update('jax_num_cpu_devices', {count}) makes as many of a CPU"
         raise ValueError(
-            f"devices: got {count}, expected at most the {len(devices)} that jax.devices() has{hint}"
+            f"devices: got {count}, expected at most the {len(devices)} that jax.devices() "
+            f"has{hint}"
         )
     return devices[:count]

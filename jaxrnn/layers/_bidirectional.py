@@ -4,15 +4,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from jaxrnn import _check
-from jaxrnn._cell import Cell
+from jaxrnn._cell import Cell, checked_cell
+from jaxrnn._layer import Layer
+from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.engines import Engine
-from jaxrnn.layers._layer import Layer, options_for
+from jaxrnn.engines._engine import checked_engine
+from jaxrnn.layers._layer import either_major, options_for
 from jaxrnn.layers._rnn import rnn
 
 
+def _optional_cell(name: str, value: Any) -> Cell | None:
+    return None if value is None else checked_cell(name, value)
+
+
+@memoized(
+    forward=checked_cell,
+    backward=_optional_cell,
+    return_sequences=_check.flag,
+    compute_dtype=_check.optional_float_dtype,
+    engine=checked_engine,
+)
 def bidirectional(
     forward: Cell,
     backward: Cell | None = None,
@@ -38,12 +53,8 @@ def bidirectional(
 
     Returns:
         A layer from `(T, *batch, I)` to `(T, *batch, 2 * H)`, or to `(*batch, 2 * H)`. Its params
-        and its state are pairs `(forward, backward)`. Its `apply` also takes `lengths`, `mask` and
-        `resets`, as `unroll` does.
-
-    Raises:
-        TypeError: if a setting is of the wrong kind; in `apply` as `unroll` does.
-        ValueError: in `apply` as `unroll` does, and if a cell's outputs have no features.
+        and its state are pairs `(forward, backward)`. Its `apply` also takes `lengths`, `mask`,
+        `resets`, `context` and `time_major`, as `unroll` does.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -62,10 +73,8 @@ def bidirectional(
         "compute_dtype": compute_dtype,
         "engine": engine,
     }
-    directions = (
-        rnn(forward, **settings),
-        rnn(forward if backward is None else backward, reverse=True, **settings),
-    )
+    cells = forward, forward if backward is None else backward
+    directions = rnn(cells[0], **settings), rnn(cells[1], reverse=True, **settings)
 
     def init(key, input_size: int, *, dtype: Any = jnp.float32):
         keys = jax.random.split(_check.key("key", key))
@@ -116,10 +125,11 @@ def bidirectional(
     return Layer(
         init,
         initial_state,
-        apply,
+        either_major(apply, return_sequences),
         name,
         recurrent=True,
         causal=False,
         return_sequences=return_sequences,
         takes_context=any(direction.takes_context for direction in directions),
+        parts=cells,
     )

@@ -5,21 +5,37 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxrnn import _check, initializers
 from jaxrnn._affine import affine
+from jaxrnn._layer import Layer
+from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.initializers import Initializer
-from jaxrnn.layers._layer import Layer, no_state
+from jaxrnn.layers._layer import no_state
 
 
 class DenseParams(NamedTuple):
-    """Weights of a dense layer; `bias` is None without one."""
+    """Weights of a dense layer; `bias` is None without one.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> params = jaxrnn.dense(3).init(jax.random.key(0), input_size=64)
+        >>> params.kernel.shape
+        (64, 3)
+    """
 
     kernel: Float[Array, "I O"]
     bias: Float[Array, "O"] | None
 
 
+@memoized(
+    features=_check.size,
+    activation=_check.optional_function,
+    use_bias=_check.flag,
+    kernel_init=_check.function,
+)
 def dense(
     features: int,
     *,
@@ -40,11 +56,6 @@ def dense(
     Returns:
         A layer from `(..., I)` to `(..., O)`.
 
-    Raises:
-        TypeError: in the constructor on a setting of the wrong kind; in `apply` on inputs that are
-            not floating, or not of the parameters' dtype.
-        ValueError: in `apply` on another number of features than `init` was told.
-
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> layer = jaxrnn.dense(3)
@@ -53,11 +64,6 @@ def dense(
         >>> outputs.shape
         (5, 16, 3)
     """
-    features = _check.size("features", features)
-    use_bias = _check.flag("use_bias", use_bias)
-    kernel_init = _check.function("kernel_init", kernel_init)
-    if activation is not None:
-        _check.function("activation", activation)
 
     def init(key, input_size: int | None = None, *, dtype: Any = jnp.float32) -> DenseParams:
         dtype = _check.float_dtype("dtype", dtype)

@@ -4,12 +4,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxrnn import _check
-from jaxrnn.layers._layer import Layer, no_state
+from jaxrnn._layer import Layer
+from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
+from jaxrnn.layers._layer import no_state
 
 
+@memoized(rate=_check.rate)
 def dropout(rate: float) -> Layer:
     """Dropout layer: in training, sets each feature of each step to zero with probability `rate`.
 
@@ -23,10 +27,6 @@ def dropout(rate: float) -> Layer:
     Returns:
         A layer from any shape to the same one; it has no parameters.
 
-    Raises:
-        TypeError: if `rate` is not a number; in `apply` if inputs are not floating.
-        ValueError: if `rate` is not in [0, 1).
-
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> layer = jaxrnn.dropout(0.5)
@@ -39,7 +39,6 @@ def dropout(rate: float) -> Layer:
         15, 2014; Zaremba, Sutskever and Vinyals, "Recurrent neural network regularization", 2014:
         between recurrent layers, never from step to step.
     """
-    rate = _check.rate("rate", rate)
 
     def init(key, input_size: int | None = None, *, dtype: Any = jnp.float32) -> tuple[()]:
         del key, input_size, dtype

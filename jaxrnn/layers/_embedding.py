@@ -4,15 +4,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Integer
 
 from jaxrnn import _check, initializers
+from jaxrnn._layer import Layer
+from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.initializers import Initializer
-from jaxrnn.layers._layer import Layer, no_state
+from jaxrnn.layers._layer import no_state
 
 _unit_rows: Initializer = jax.nn.initializers.variance_scaling(1.0, "fan_out", "normal")
 
 
+@memoized(num_embeddings=_check.size, features=_check.size, embedding_init=_check.function)
 def embedding(
     num_embeddings: int, features: int, *, embedding_init: Initializer = _unit_rows
 ) -> Layer:
@@ -30,11 +34,8 @@ def embedding(
         A layer from integers `(T, *batch)` to `(T, *batch, features)`; its params are the table.
 
     Raises:
-        TypeError: in the constructor on a setting of the wrong kind; in `apply` on inputs that are
-            not integers, or a table that is not floating.
-        ValueError: in `apply` on a table of another shape, or an index that is not in it. Within
-            `jit` no value can be looked at: there the row of such an index is NaN, rather than a
-            wrong one.
+        ValueError: in `apply` on an index that is not in the table. Within `jit` no value can be
+            looked at: there the row of such an index is NaN, rather than a wrong one.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -44,9 +45,6 @@ def embedding(
         >>> outputs.shape
         (5, 100)
     """
-    num_embeddings = _check.size("num_embeddings", num_embeddings)
-    features = _check.size("features", features)
-    embedding_init = _check.function("embedding_init", embedding_init)
 
     def init(key, input_size: int | None = None, *, dtype: Any = jnp.float32):
         if input_size is not None:
@@ -58,7 +56,7 @@ def embedding(
         return initializers.draw(embedding_init, key, (num_embeddings, features), dtype)
 
     def apply(
-        params: Float[Array, "N F"], state: Any, inputs: Int[Array, "T *batch"], *, key=None
+        params: Float[Array, "N F"], state: Any, inputs: Integer[Array, "T *batch"], *, key=None
     ) -> tuple[Any, Float[Array, "T *batch F"]]:
         _check.integers("inputs", inputs, low=0, high=num_embeddings - 1)
         _check.array("params", params, min_ndim=0, axes="(num_embeddings, features)")

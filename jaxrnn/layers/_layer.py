@@ -1,69 +1,15 @@
-"""The layer: what turns one sequence into another."""
+"""What layers share."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxrnn import _check
+from jaxrnn._layer import Layer
 from jaxrnn._unroll import unroll
 from jaxrnn.engines import scan
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Layer:
-    """A frozen record of three pure functions from sequence to sequence.
-
-    As a layer takes a state and returns one, a sequence may come in windows of any length: carry
-    the state from one window to the next and the outputs are those of the whole sequence, up to
-    the rounding of programs compiled for other shapes. Cut `mask` and `resets` as the inputs are;
-    `lengths` of a window from step `start` on are what is left of each sequence,
-    `jnp.clip(lengths - start, 0, steps)`.
-
-    Attributes:
-        init: `(key, input_size=None, *, dtype=float32) -> params`. `input_size` is the number of
-            features of the inputs, and None where these are integers without features.
-        initial_state: `(batch_shape=(), *, dtype=float32, params=None) -> state`, `()` for layers
-            without one; params are needed where they hold the state that a sequence starts from.
-        apply: `(params, state, inputs, *, key=None) -> (state, outputs)`, time-major. A state of
-            None is the initial one. With a key the layer trains, and draws what it needs at random;
-            without, it evaluates.
-        name: what error messages call the layer.
-        recurrent: whether `apply` also takes `lengths`, `mask` and `resets`, as `unroll` does, and an
-            argument `unroll`: a function that runs each cell in the place of `jaxrnn.unroll`, by
-            which the diagnostics look inside. Layers that treat each step by itself need none.
-        causal: whether the sequence may come in windows; not so if anything in the layer runs from
-            the last step to the first.
-        return_sequences: whether outputs have a time axis where inputs have one; not so if only the last
-            output is returned.
-        takes_context: whether `apply` also takes `context`, for a cell that reads one.
-
-    Example:
-        A layer that doubles its inputs:
-
-        >>> import jax.numpy as jnp, jaxrnn
-        >>> double = jaxrnn.Layer(
-        ...     init=lambda key, input_size=None, *, dtype=jnp.float32: (),
-        ...     initial_state=lambda batch_shape=(), *, dtype=jnp.float32, params=None: (),
-        ...     apply=lambda params, state, inputs, *, key=None: (state, 2 * inputs),
-        ... )
-        >>> state, outputs = jaxrnn.serial(double, double).apply(((), ()), None, jnp.ones((3, 1)))
-        >>> outputs.ravel()
-        Array([4., 4., 4.], dtype=float32)
-    """
-
-    init: Callable[..., Any]
-    initial_state: Callable[..., Any]
-    apply: Callable[..., tuple[Any, Any]]
-    name: str = "layer"
-    recurrent: bool = False
-    causal: bool = True
-    return_sequences: bool = True
-    takes_context: bool = False
-
-    def __repr__(self) -> str:
-        return f"Layer({self.name})"
 
 
 def no_state(
@@ -72,6 +18,35 @@ def no_state(
     """The `initial_state` of a layer that carries nothing."""
     del batch_shape, dtype, params
     return ()
+
+
+def either_major(apply: Callable[..., Any], return_sequences: bool) -> Callable[..., Any]:
+    """Return a time-major `apply` that also takes `time_major=False`.
+
+    Inputs are then `(*batch, T, I)`, or integers `(*batch, T)`, and time takes the same place in
+    what is returned.
+    """
+
+    def apply_either(
+        params: Any, state: Any, inputs: Any, *, time_major: bool = True, **options: Any
+    ) -> tuple[Any, Any]:
+        if _check.flag("time_major", time_major):
+            return apply(params, state, inputs, **options)
+        if _check.has_kind(inputs, jnp.integer) and inputs.ndim > 0:
+            time = inputs.ndim - 1
+        else:
+            time = _check.array("inputs", inputs, min_ndim=2, axes="(*batch, T, features)").ndim - 2
+        inputs = jnp.moveaxis(inputs, time, 0)
+        for name in ("mask", "resets"):
+            if options.get(name) is not None:
+                shape = inputs.shape[: time + 1]
+                options[name] = _check.flags(name, options[name], shape, time_major=False)
+        state, outputs = apply(params, state, inputs, **options)
+        if return_sequences:
+            outputs = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, time), outputs)
+        return state, outputs
+
+    return apply_either
 
 
 def options_for(layer: Layer, options: dict[str, Any]) -> dict[str, Any]:

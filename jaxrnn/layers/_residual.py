@@ -3,12 +3,15 @@
 import dataclasses
 from typing import Any
 
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxrnn import _check
-from jaxrnn.layers._layer import Layer
+from jaxrnn._layer import Layer, checked_layer
+from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 
 
+@memoized(layer=checked_layer)
 def residual(layer: Layer) -> Layer:
     """Residual layer: the outputs of another layer are added to its inputs.
 
@@ -23,9 +26,6 @@ def residual(layer: Layer) -> Layer:
     Returns:
         A layer from `(T, *batch, I)` to the same shape.
 
-    Raises:
-        ValueError: in `apply`, if the outputs' shape differs from the inputs'.
-
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
         >>> layer = jaxrnn.layers.residual(jaxrnn.rnn(jaxrnn.gru(32)))
@@ -37,12 +37,10 @@ def residual(layer: Layer) -> Layer:
     References:
         He et al., "Deep residual learning for image recognition", 2016, equation 1.
     """
-    if not isinstance(layer, Layer):
-        raise TypeError(f"layer: got {_check.describe(layer)}, expected a jaxrnn.Layer")
 
     def apply(
-        params: Any, state: Any, inputs: Float[Array, "T *batch I"], *, key=None, **options: Any
-    ) -> tuple[Any, Float[Array, "T *batch I"]]:
+        params: Any, state: Any, inputs: Float[Array, "..."], *, key=None, **options: Any
+    ) -> tuple[Any, Float[Array, "..."]]:
         state, outputs = layer.apply(params, state, inputs, key=key, **options)
         if outputs.shape != inputs.shape:
             raise ValueError(

@@ -5,16 +5,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Bool, Float, Integer, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
+from jaxrnn._layer import Layer
+from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn._unroll import unroll as jaxrnn_unroll
-from jaxrnn.engines import Engine, checked_engine
-from jaxrnn.layers._layer import Layer
+from jaxrnn.engines import Engine
+from jaxrnn.engines._engine import checked_engine
+from jaxrnn.layers._layer import either_major
 from jaxrnn.wrappers._masked import real_steps, select
 
 
+@memoized(
+    cell=checked_cell,
+    reverse=_check.flag,
+    return_sequences=_check.flag,
+    compute_dtype=_check.optional_float_dtype,
+    engine=checked_engine,
+)
 def rnn(
     cell: Cell,
     *,
@@ -35,11 +46,8 @@ def rnn(
 
     Returns:
         A layer from `(T, *batch, I)` to `(T, *batch, H)`, or to `(*batch, H)` for the last alone.
-        Its `apply` also takes `lengths`, `mask`, `resets` and `context`, as `unroll` does; the last output is
-        then that of each sequence's last real step.
-
-    Raises:
-        ValueError: in `apply`, if the last output of no step is asked for.
+        Its `apply` also takes `lengths`, `mask`, `resets`, `context` and `time_major`, as `unroll`
+        does; the last output is that of each sequence's last real step.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -49,12 +57,6 @@ def rnn(
         >>> outputs.shape
         (1, 64)
     """
-    checked_cell("cell", cell)
-    if compute_dtype is not None:
-        compute_dtype = _check.float_dtype("compute_dtype", compute_dtype)
-    reverse = _check.flag("reverse", reverse)
-    return_sequences = _check.flag("return_sequences", return_sequences)
-    checked_engine(engine)
 
     def apply(
         params: Any,
@@ -63,7 +65,7 @@ def rnn(
         *,
         key=None,
         unroll: Callable[..., tuple[Any, Any]] = jaxrnn_unroll,
-        lengths: Int[Array, "*batch"] | None = None,
+        lengths: Integer[Array, "*batch"] | None = None,
         mask: Bool[Array, "T *batch"] | None = None,
         resets: Bool[Array, "T *batch"] | None = None,
         context: PyTree = None,
@@ -93,19 +95,20 @@ def rnn(
     return Layer(
         cell.init,
         cell.initial_state,
-        apply,
+        either_major(apply, return_sequences),
         f"rnn({cell.name})",
         recurrent=True,
         causal=not reverse,
         return_sequences=return_sequences,
         takes_context=cell.takes_context,
+        parts=(cell,),
     )
 
 
 def _output_of_state(
     output: PyTree,
     shape: tuple[int, ...],
-    lengths: Int[Array, "*batch"] | None,
+    lengths: Integer[Array, "*batch"] | None,
     mask: Bool[Array, "T *batch"] | None,
 ) -> PyTree:
     """Return the output of the last real step, read from the state: no other output is kept.
@@ -122,7 +125,7 @@ def _output_of_state(
 def _last_output(
     outputs: PyTree,
     shape: tuple[int, ...],
-    lengths: Int[Array, "*batch"] | None,
+    lengths: Integer[Array, "*batch"] | None,
     mask: Bool[Array, "T *batch"] | None,
     *,
     reverse: bool,

@@ -6,12 +6,34 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped
+from jaxtyping import Shaped
 
 from jaxrnn import _check
-from jaxrnn.layers._layer import Layer, options_for, output_size
+from jaxrnn._layer import Layer
+from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
+from jaxrnn.layers._layer import either_major, options_for, output_size
 
 
+def _checked_layers(name: str, layers: tuple[Any, ...]) -> tuple[Layer, ...]:
+    if not layers:
+        raise TypeError(f"{name}: got none, expected at least one jaxrnn.Layer")
+    for number, layer in enumerate(layers):
+        if not isinstance(layer, Layer):
+            raise TypeError(
+                f"{name}[{number}]: got {_check.describe(layer)}, expected a Layer, such "
+                "as jaxrnn.rnn(cell)"
+            )
+        last = next((before for before in layers[:number] if not before.return_sequences), None)
+        if last is not None and _runs_over_time(layer):
+            raise ValueError(
+                f"{name}[{number}]: got {layer.name}, which runs over time, after {last.name}, "
+                "whose outputs have no time axis, expected return_sequences=True before it"
+            )
+    return layers
+
+
+@memoized(layers=_checked_layers)
 def serial(*layers: Layer) -> Layer:
     """Serial layer: each layer's outputs are the next one's inputs.
 
@@ -21,11 +43,7 @@ def serial(*layers: Layer) -> Layer:
     Returns:
         A layer whose params and state are tuples with one entry for each of `layers`. A key given
         to `apply` is split among them; `lengths`, `mask` and `resets` go to every recurrent one.
-
-    Raises:
-        TypeError: if one of `layers` is not a Layer, or none is given.
-        ValueError: if a layer which returns the last output alone comes before one that runs over
-            time; in `init` and `apply`, whatever a layer raises; a note says which one.
+        With `time_major=False` inputs are `(*batch, T, I)`, or integers `(*batch, T)`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -39,21 +57,6 @@ def serial(*layers: Layer) -> Layer:
         >>> logits.shape
         (100, 8, 50)
     """
-    if not layers:
-        raise TypeError("layers: got none, expected at least one jaxrnn.Layer")
-    for number, layer in enumerate(layers):
-        if not isinstance(layer, Layer):
-            raise TypeError(
-                f"layers[{number}]: got {_check.describe(layer)}, expected a Layer, such "
-                "as jaxrnn.rnn(cell)"
-            )
-        last = next((before for before in layers[:number] if not before.return_sequences), None)
-        if last is not None and _runs_over_time(layer):
-            raise ValueError(
-                f"layers[{number}]: got {layer.name}, which runs over time, after {last.name}, "
-                "whose outputs have no time axis, expected return_sequences=True before it"
-            )
-
     takes_context = any(layer.takes_context for layer in layers)
 
     def init(key, input_size: int | None = None, *, dtype: Any = jnp.float32) -> tuple[Any, ...]:
@@ -89,7 +92,7 @@ def serial(*layers: Layer) -> Layer:
         if unknown:
             raise TypeError(
                 f"apply() got an unexpected argument {unknown[0]!r}; it takes lengths, mask, "
-                "resets and context"
+                "resets, context and time_major"
             )
         if options.get("context") is not None and not takes_context:
             raise TypeError("context: got one, expected none, as no layer reads a context")
@@ -106,16 +109,17 @@ def serial(*layers: Layer) -> Layer:
             new_states.append(new_state)
         return tuple(new_states), inputs
 
-    name = f"serial({len(layers)} layers)"
+    return_sequences = all(layer.return_sequences for layer in layers)
     return Layer(
         init,
         initial_state,
-        apply,
-        name,
+        either_major(apply, return_sequences),
+        f"serial({len(layers)} layers)",
         recurrent=any(layer.recurrent for layer in layers),
         causal=all(layer.causal for layer in layers),
-        return_sequences=all(layer.return_sequences for layer in layers),
+        return_sequences=return_sequences,
         takes_context=takes_context,
+        parts=layers,
     )
 
 

@@ -29,9 +29,12 @@ class Batches(NamedTuple):
 
 
 def make_batches(
-    batches: Callable[[PRNGKeyArray], PyTree] | PyTree, sharding: PyTree | None, key: PRNGKeyArray
+    batches: Callable[[PRNGKeyArray], PyTree] | PyTree, sharding: PyTree | None, key: Any
 ) -> Batches:
-    """Check what `fit` was given, and put data where they belong."""
+    """Check what `fit` was given, and put data where they belong.
+
+    The key may be its shape and dtype.
+    """
     period = None if callable(batches) else _count(batches)
 
     def take(step, key, data):

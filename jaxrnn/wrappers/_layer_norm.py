@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from jaxrnn._affine import align
 from jaxrnn._cell import Cell, checked_cell
 from jaxrnn._dtypes import at_least_float32
+from jaxrnn._gates import check_one_gate_each
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.wrappers._wrap import (
     checked_split_step,
     inner_learned_state,
@@ -27,7 +29,15 @@ _EPSILON = 1e-5
 
 
 class LayerNormParams(NamedTuple):
-    """A cell's params, and gains and a shift, packed as the cell packs its gates."""
+    """A cell's params, and gains and a shift, packed as the cell packs its gates.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.wrappers.layer_norm(jaxrnn.gru(64))
+        >>> params = cell.init(jax.random.key(0), input_size=32)
+        >>> params.input_gain.shape
+        (192,)
+    """
 
     cell: Any
     input_gain: Float[Array, "G*H"]
@@ -77,7 +87,18 @@ def layer_norm(cell: Cell) -> Cell:
             f"cell: got {cell.name}, which reads a context, expected one that reads none; wrap "
             "the normalised cell by what adds the context"
         )
+    _check_gates(cell)
     return _layer_norm(cell)
+
+
+def _check_gates(cell: Cell) -> None:
+    """Raise unless each of the arrays to normalise is one gate."""
+    inner = checked_split_step(cell, "layer_norm")
+    state, inputs = cell.state_spec(), jax.ShapeDtypeStruct((1,), jnp.float32)
+    projected = jax.eval_shape(inner.project, cell.params_spec(1), inputs)
+    recurrent = jax.eval_shape(inner.product, cell.params_spec(1), state, projected)
+    check_one_gate_each(cell, "project", own_projection(projected), state, batch_axes=0)
+    check_one_gate_each(cell, "recur", recurrent, state, batch_axes=0)
 
 
 @memoized()

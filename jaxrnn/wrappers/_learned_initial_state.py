@@ -13,7 +13,15 @@ from jaxrnn.wrappers._wrap import inner_step
 
 
 class LearnedInitialStateParams(NamedTuple):
-    """A cell's params, and the state that each sequence starts from, without batch dimensions."""
+    """A cell's params, and the state that each sequence starts from, without batch dimensions.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.wrappers.learned_initial_state(jaxrnn.gru(64))
+        >>> params = cell.init(jax.random.key(0), input_size=32)
+        >>> params.initial_state.hidden.shape
+        (64,)
+    """
 
     cell: Any
     initial_state: Any

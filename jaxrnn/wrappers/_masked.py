@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Bool, Float, Integer, PyTree
 
 from jaxrnn._cell import Cell
+from jaxrnn._types import Array
 from jaxrnn.wrappers._wrap import wrap_step
 
 
@@ -78,7 +79,7 @@ def _filled(
 
 def real_steps(
     shape: tuple[int, ...],
-    lengths: Int[Array, "*batch"] | None,
+    lengths: Integer[Array, "*batch"] | None,
     mask: Bool[Array, "T *batch"] | None,
 ) -> Bool[Array, "T *batch"]:
     """Return which steps of `(T, *batch)` are within their sequence's length, and not masked."""

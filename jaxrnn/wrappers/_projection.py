@@ -5,18 +5,27 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from jaxrnn import _check, initializers
 from jaxrnn._cell import Cell, checked_cell, hidden_part, with_hidden
 from jaxrnn._jaxpr import leaves_read
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.initializers import Initializer
 from jaxrnn.wrappers._wrap import checked_readout, checked_split_step, inner_step
 
 
 class ProjectionParams(NamedTuple):
-    """A cell's params, with `recurrent_kernel` `(P, G*H)`, and the projection of its units."""
+    """A cell's params, with `recurrent_kernel` `(P, G*H)`, and the projection of its units.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.wrappers.projection(jaxrnn.lstm(64), 16)
+        >>> params = cell.init(jax.random.key(0), input_size=32)
+        >>> params.projection.shape
+        (64, 16)
+    """
 
     cell: Any
     projection: Float[Array, "H P"]
@@ -35,9 +44,10 @@ def projection(
     own gradient is the one that engines can't take out of the backward loop.
 
     Args:
-        cell: a split-step cell whose params have a `recurrent_kernel` `(H, G*H)`, and whose hidden state
-            is used in the recurrent product only: an LSTM, with peepholes or without, or an Elman
-            network. A GRU mixes its old hidden state into the new one, and so can't be projected.
+        cell: a cell made of a `SplitStep` whose params have a `recurrent_kernel` `(H, G*H)`, and
+            whose hidden state is used in the recurrent product only: an LSTM, with peepholes or
+            without, or an Elman network. A GRU mixes its old hidden state into the new one, and so
+            can't be projected.
         size: P, from 1 to H.
         projection_init: initialiser of `projection`, `(H, P)`.
 
@@ -75,8 +85,9 @@ def _projectable_units(cell: Cell) -> int:
     inner = checked_split_step(cell, "projection")
     if cell.learned_state is not None:
         raise ValueError(
-            f"cell: got {cell.name}, which learns its initial state, expected one that doesn't; wrap "
-            "what is projected by jaxrnn.wrappers.learned_initial_state, not the other way round"
+            f"cell: got {cell.name}, which learns its initial state, expected one that doesn't; "
+            "wrap what is projected by jaxrnn.wrappers.learned_initial_state, not the other way "
+            "round"
         )
     params, state = cell.params_spec(1), cell.state_spec()
     if not hasattr(params, "recurrent_kernel"):

@@ -5,11 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell, hidden_part, with_hidden
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.wrappers._wrap import (
     Extended,
     checked_split_step,
@@ -34,8 +35,8 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
     here; with `implementation=1` it draws a mask for each gate.
 
     Args:
-        cell: a cell that shows its structure, `jaxrnn.SplitStep`, with a hidden state: a field `hidden`
-            of its state, or the state itself if that is a single array.
+        cell: a cell made of a `SplitStep`, with a hidden state: a field `hidden` of its state, or
+            the state itself if that is a single array.
         rate: the probability that a unit isn't seen, from 0 up to but not 1.
 
     Returns:

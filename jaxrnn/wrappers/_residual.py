@@ -48,8 +48,8 @@ def _residual(cell: Cell) -> Cell:
     ) -> tuple[Any, Any]:
         if getattr(output, "shape", None) != inputs.shape:
             raise ValueError(
-                f"inputs: got {_check.describe(inputs)}, expected the shape of {cell.name}'s output "
-                f"{_check.describe(output)}, as this is added to them"
+                f"inputs: got {_check.describe(inputs)}, expected the shape of {cell.name}'s "
+                f"output {_check.describe(output)}, as this is added to them"
             )
         return new_state, inputs + output
 

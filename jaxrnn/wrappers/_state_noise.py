@@ -4,11 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.wrappers._wrap import (
     checked_readout,
     combined_noise,

@@ -79,8 +79,8 @@ def checked_readout(cell: Cell, wrapper: str) -> Callable[[Any], Any]:
     if cell.output_is_state():
         return lambda state: state
     raise ValueError(
-        f"cell: got {cell.name} for {wrapper}, which changes the state: expected one that says what "
-        "its output is of the state, Cell(..., readout=lambda state: ...)"
+        f"cell: got {cell.name} for {wrapper}, which changes the state: expected one that says "
+        "what its output is of the state, Cell(..., readout=lambda state: ...)"
     )
 
 

@@ -4,11 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from jaxrnn import _check
 from jaxrnn._cell import Cell, checked_cell
 from jaxrnn._memoize import memoized
+from jaxrnn._types import Array
 from jaxrnn.wrappers._wrap import (
     checked_readout,
     combined_noise,
@@ -42,7 +43,8 @@ def zoneout(cell: Cell, rate: float | PyTree) -> Cell:
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
-        >>> cell = jaxrnn.wrappers.zoneout(jaxrnn.lstm(64), jaxrnn.cells.LSTMState(hidden=0.05, cell=0.5))
+        >>> rates = jaxrnn.cells.LSTMState(hidden=0.05, cell=0.5)
+        >>> cell = jaxrnn.wrappers.zoneout(jaxrnn.lstm(64), rates)
         >>> params, xs = cell.init(jax.random.key(0), 3), jnp.ones((5, 16, 3))
         >>> state, outputs = jaxrnn.unroll(cell, params, xs, key=jax.random.key(1))  # trains
         >>> state, outputs = jaxrnn.unroll(cell, params, xs)                         # evaluates
@@ -69,9 +71,7 @@ def _zoneout(cell: Cell, rates: tuple[float, ...]) -> Cell:
             for k, rate, leaf in zip(keys, rates, spec, strict=True)
         ]
 
-    def mixed(
-        rate: float, keep: Float[Array, "*batch H"] | None, old: Array, new: Array
-    ) -> Float[Array, "*batch H"]:
+    def mixed(rate: float, keep: Float[Array, "*batch H"] | None, old: Array, new: Array) -> Array:
         if rate == 0:
             return new
         return rate * old + (1 - rate) * new if keep is None else jnp.where(keep > 0, old, new)

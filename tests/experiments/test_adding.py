@@ -56,6 +56,31 @@ def test_the_script_learns_short_sums_and_writes_its_files(tmp_path, capsys):
     assert "Elman, relu" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_gru_learns_what_a_tanh_network_does_not(tmp_path):
+    adding.main(["--quick", "--out", str(tmp_path)])
+    with (tmp_path / "adding.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    last = max(int(row["step"]) for row in rows)
+    errors = {
+        cell: np.median(
+            [float(r["error"]) for r in rows if r["cell"] == cell and int(r["step"]) == last]
+        )
+        for cell in ("gru", "elman")
+    }
+    assert errors["gru"] < adding.LEARNT < errors["elman"]
+
+
+def test_the_title_says_up_to_which_length_each_cell_learns():
+    learnt, missed = np.array([[0.1, 0.001]] * 2), np.array([[0.2, 0.2]] * 2)
+    runs = [
+        adding.Run("gru", 50, learnt, 1.0),
+        adding.Run("gru", 100, missed, 1.0),
+        adding.Run("elman", 50, missed, 1.0),
+    ]
+    assert adding.claim(runs) == "GRU up to T = 50; Elman, tanh at no T"
+
+
 @pytest.mark.parametrize("option", ["--steps=1", "--length=1", "--seeds=0"])
 def test_a_bad_setting_is_reported(capsys, option):
     with pytest.raises(SystemExit):

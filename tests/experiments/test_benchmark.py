@@ -1,16 +1,31 @@
-import csv
+"""The benchmarks: contenders compute the same, tables hold what they say, commands write them."""
+
 import functools
 import importlib.util
 import math
-import random
+from pathlib import Path
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 import jaxrnn
 from experiments import benchmark
-from experiments.benchmark import CELLS, CONTENDERS, Problem, Program
+from experiments._timing import Program
+from experiments.benchmark import (
+    _checkouts,
+    _contenders,
+    loss,
+    report,
+    scaling,
+    shapes,
+    streaming,
+    sweep,
+    training,
+)
+from experiments.benchmark.__main__ import COMMANDS, main
+from experiments.benchmark._contenders import CELLS, CONTENDERS, Problem
 from tests.tolerances import FLOAT32
 
 T, B, I, H = 7, 3, 4, 5
@@ -23,60 +38,6 @@ PEERS = [
 ]
 
 
-class Clock:
-    """A clock that stands still but while one of its runs takes its time."""
-
-    def __init__(self):
-        self.now, self.log = 0.0, []
-
-    def __call__(self):
-        return self.now
-
-    def run(self, name, seconds):
-        def run():
-            self.now += seconds
-            self.log.append(name)
-
-        return run
-
-
-def interleaved(durations, *, rounds=50, budget=1e9, seed=0):
-    clock = Clock()
-    samples = benchmark.interleave(
-        {name: clock.run(name, seconds) for name, seconds in durations.items()},
-        rounds=rounds,
-        budget=budget,
-        shuffle=random.Random(seed),
-        clock=clock,
-    )
-    # The first two calls of each warm up and say how many calls a sample needs.
-    return samples, clock.log[2 * len(durations) :]
-
-
-def test_samples_are_seconds_of_a_call():
-    durations = {"slow": 0.05, "fast": 0.003}
-    samples, log = interleaved(durations, rounds=4)
-    for name, seconds in durations.items():
-        assert samples[name] == pytest.approx([seconds] * 4)
-    assert log.count("slow") == 4
-    assert log.count("fast") == 4 * math.ceil(benchmark.SHORTEST / 0.003)
-
-
-def test_each_round_has_every_contender_once_in_its_own_order():
-    _, log = interleaved(dict.fromkeys("abcd", 1.0), rounds=20)
-    orders = ["".join(log[start : start + 4]) for start in range(0, len(log), 4)]
-    assert len(orders) == 20
-    assert {"".join(sorted(order)) for order in orders} == {"abcd"}
-    assert len(set(orders)) > 5
-
-
-def test_the_seed_decides_the_orders():
-    _, first = interleaved(dict.fromkeys("abcd", 1.0), rounds=5)
-    _, again = interleaved(dict.fromkeys("abcd", 1.0), rounds=5)
-    _, other = interleaved(dict.fromkeys("abcd", 1.0), rounds=5, seed=1)
-    assert first == again != other
-
-
 def test_a_peer_that_fails_is_left_out(monkeypatch, capsys):
     def fail(*arguments):
         raise ValueError("Unknown output type bfloat16")
@@ -84,65 +45,63 @@ def test_a_peer_that_fails_is_left_out(monkeypatch, capsys):
     for name in ("flax", "jaxrnn-scan"):
         monkeypatch.setitem(CONTENDERS, name, CONTENDERS[name]._replace(prepare=fail))
     problem = Problem("gru", T, B, I, H)
-    assert benchmark.prepare(problem, "forward", ["flax"], 0) == {}
+    assert _contenders.prepare(problem, "forward", ["flax"], 0) == {}
     said = capsys.readouterr().out
     assert said == "left out here: flax, which raised ValueError: Unknown output type bfloat16\n"
     with pytest.raises(ValueError, match="bfloat16"):
-        benchmark.prepare(problem, "forward", ["jaxrnn-scan"], 0)
-
-
-@pytest.mark.parametrize(("budget", "rounds"), [(0.0, benchmark.LEAST_ROUNDS), (15.0, 5), (1e9, 8)])
-def test_rounds_end_with_the_budget(budget, rounds):
-    samples, _ = interleaved({"a": 1.0, "b": 2.0}, rounds=8, budget=budget)
-    assert [len(times) for times in samples.values()] == [rounds, rounds]
-
-
-def test_fewer_rounds_on_request():
-    samples, _ = interleaved({"a": 1.0}, rounds=1)
-    assert samples == {"a": [1.0]}
-
-
-def test_summary_holds_quartiles_in_milliseconds():
-    summary = benchmark.summary([0.005, 0.001, 0.004, 0.002, 0.003])
-    assert summary == pytest.approx(
-        {"median_ms": 3.0, "lower_ms": 2.0, "upper_ms": 4.0, "rounds": 5}
-    )
+        _contenders.prepare(problem, "forward", ["jaxrnn-scan"], 0)
 
 
 def test_flops_are_those_of_the_products():
     # The product of a vector of 2 + 3 numbers with 4 gates of 3, for 5 steps of 7 examples.
-    assert benchmark.flops(Problem("lstm", 5, 7, 2, 3), "forward") == 5 * 7 * 2 * (2 + 3) * 4 * 3
-    assert benchmark.flops(Problem("elman", 1, 1, 1, 1), "gradient") == 3 * 4
+    assert _contenders.flops(Problem("lstm", 5, 7, 2, 3), "forward") == 5 * 7 * 2 * (2 + 3) * 4 * 3
+    assert _contenders.flops(Problem("elman", 1, 1, 1, 1), "gradient") == 3 * 4
 
 
-def row(contender, median, **case):
-    problem = Problem("gru", T, B, I, H)._asdict()
-    return {"contender": contender, "median_ms": median, "pass": "forward", **problem, **case}
+def rows(*lines):
+    """Make a table of contenders' medians, as `shapes` measures it."""
+    columns = ["contender", "median_ms", "cell", "pass", "T, B, I, H"]
+    default = ("gru", "forward", "7, 3, 4, 5")
+    table = pd.DataFrame([(*line, *default[len(line) - 2 :]) for line in lines], columns=columns)
+    return table.assign(first_s=0.5, lower_ms=1.0, upper_ms=3.0, dtype="float32")
 
 
 def test_comparison_sets_the_fastest_beside_the_fastest():
-    theirs = [row("flax", 6.0), row("haiku", 3.0), row("pytorch", 1.0)]
-    line = benchmark.compare([*theirs, row("jaxrnn-scan", 4.0), row("jaxrnn-default", 2.0)])
-    assert line is not None
-    assert (line["jaxrnn"], line["JAX peer"]) == ("default", "haiku")
+    theirs = [("flax", 6.0), ("haiku", 3.0), ("pytorch", 1.0)]
+    table = shapes.compare(rows(*theirs, ("jaxrnn-scan", 4.0), ("jaxrnn-default", 2.0)))
+    (line,) = table.to_dict("records")
+    assert (line["jaxrnn"], line["JAX peer"], line["jaxrnn ms"]) == ("default", "haiku", 2.0)
     assert (line["peer/jaxrnn"], line["PyTorch/jaxrnn"]) == (1.5, 0.5)
+    assert line["compile s"] == 0.5
 
 
 def test_comparison_without_rivals():
-    line = benchmark.compare([row("jaxrnn-scan", 4.0)])
-    assert line is not None
-    assert line["peer/jaxrnn"] is line["PyTorch/jaxrnn"] is None
-    assert benchmark.compare([row("flax", 4.0)]) is None
+    (line,) = shapes.compare(rows(("jaxrnn-scan", 4.0))).to_dict("records")
+    assert line["jaxrnn"] == "scan"
+    assert np.isnan([line[ratio] for ratio in shapes.RATIOS]).all()
+    assert shapes.compare(rows(("flax", 4.0))).empty
+
+
+def test_comparisons_are_each_of_its_case_in_the_order_of_the_rows():
+    cases = [("lstm", "forward"), ("elman", "gradient"), ("elman", "forward")]
+    lines = [
+        (name, median * number, *case)
+        for number, case in enumerate(cases, start=1)
+        for name, median in [("flax", 6.0), ("jaxrnn-scan", 2.0)]
+    ]
+    table = shapes.compare(rows(*lines))
+    assert list(zip(table["cell"], table["pass"], strict=True)) == cases
+    assert list(table["jaxrnn ms"]) == [2.0, 4.0, 6.0]
+    assert list(table["peer/jaxrnn"]) == [3.0, 3.0, 3.0]
 
 
 def test_geometric_means_are_taken_for_each_cell_and_pass():
-    ratios = ("peer/jaxrnn", "PyTorch/jaxrnn", "PyTorch/sharded")
-    lines = [
-        {"cell": cell, "pass": "forward", **dict(zip(ratios, values, strict=True))}
-        for cell, values in [("gru", (2.0, 1.0, 3.0)), ("gru", (8, None, 3)), ("lstm", (3, 0.5, 1))]
-    ]
-    gru, lstm = benchmark.geometric_means(lines)
-    assert (gru["cell"], gru["shapes"], gru["PyTorch/jaxrnn"]) == ("gru", 2, None)
+    ratios = [(2.0, 1.0, 3.0), (8.0, None, 3.0), (3.0, 0.5, 1.0)]
+    table = pd.DataFrame(ratios, columns=shapes.RATIOS)
+    table = table.assign(**{"cell": ["gru", "gru", "lstm"], "pass": "forward"})
+    gru, lstm = shapes.geometric_means(table).to_dict("records")
+    assert (gru["cell"], gru["shapes"]) == ("gru", 2)
+    assert np.isnan(gru["PyTorch/jaxrnn"])
     assert gru["peer/jaxrnn"] == pytest.approx(4.0)
     assert gru["PyTorch/sharded"] == pytest.approx(3.0)
     assert lstm["PyTorch/jaxrnn"] == pytest.approx(0.5)
@@ -151,23 +110,17 @@ def test_geometric_means_are_taken_for_each_cell_and_pass():
 @pytest.mark.skipif(len(jax.devices()) < 2, reason="needs two devices")
 def test_a_divided_batch_is_compared_with_pytorch_only():
     even, odd = (Problem("gru", T, batch, I, H) for batch in (4, 3))
-    assert list(benchmark.prepare(even, "forward", ["jaxrnn-sharded"], 0)) == ["jaxrnn-sharded"]
-    assert benchmark.prepare(odd, "forward", ["jaxrnn-sharded"], 0) == {}
-    rows = [
-        row("flax", 6.0),
-        row("pytorch", 2.0),
-        row("jaxrnn-scan", 4.0),
-        row("jaxrnn-sharded", 1),
-    ]
-    line = benchmark.compare(rows)
-    assert line is not None
-    assert (line["peer/jaxrnn"], line["PyTorch/jaxrnn"], line["PyTorch/sharded"]) == (1.5, 0.5, 2.0)
+    assert list(_contenders.prepare(even, "forward", ["jaxrnn-sharded"], 0)) == ["jaxrnn-sharded"]
+    assert _contenders.prepare(odd, "forward", ["jaxrnn-sharded"], 0) == {}
+    medians = [("flax", 6.0), ("pytorch", 2.0), ("jaxrnn-scan", 4.0), ("jaxrnn-sharded", 1.0)]
+    (line,) = shapes.compare(rows(*medians)).to_dict("records")
+    assert [line[ratio] for ratio in shapes.RATIOS] == [1.5, 0.5, 2.0]
 
 
 def test_one_device_has_no_batch_to_divide(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [None])
-    assert "one device only" in str(benchmark.why_left_out("jaxrnn-sharded", "float32"))
-    assert benchmark.why_left_out("jaxrnn-scan", "float32") is None
+    assert "one device only" in str(_contenders.why_left_out("jaxrnn-sharded", "float32"))
+    assert _contenders.why_left_out("jaxrnn-scan", "float32") is None
 
 
 @pytest.mark.parametrize(
@@ -175,7 +128,7 @@ def test_one_device_has_no_batch_to_divide(monkeypatch):
 )
 @pytest.mark.slow
 def test_our_contenders_agree(cell, pass_):
-    programs = benchmark.prepare(Problem(cell, T, B, I, H), pass_, OURS, seed=0)
+    programs = _contenders.prepare(Problem(cell, T, B, I, H), pass_, OURS, seed=0)
     reference = programs["jaxrnn-scan"].run()
     for program in programs.values():
         jax.tree.map(
@@ -210,13 +163,13 @@ def test_peers_compute_the_same_amount(name, cell):
         leaf for leaf in jax.tree.leaves(params) if len(leaf.shape) == 2 and leaf.shape[0] > 2
     ]
     weights = sum(math.prod(leaf.shape) for leaf in matrices)
-    assert 2 * T * B * weights == benchmark.flops(problem, "forward")
+    assert 2 * T * B * weights == _contenders.flops(problem, "forward")
     assert all(np.asarray(leaf).any() for leaf in matrices)
 
 
 @pytest.mark.slow
 def test_memory_grows_with_the_length_under_scan():
-    short, long = (benchmark.prepare_scaling("jaxrnn-scan", n, "float32", 0) for n in (20, 200))
+    short, long = (scaling.prepare("jaxrnn-scan", n, "float32", 0) for n in (20, 200))
     assert short.temporary is not None
     assert long.temporary is not None
     # Each step keeps its hidden and its cell state at least.
@@ -228,131 +181,212 @@ def test_memory_grows_with_the_length_under_scan():
 def test_programs_too_large_are_left_out_with_a_line(capsys):
     small, large, unknown = (Program(lambda: None, 0.0, size) for size in (2**29, 2**31, None))
     programs = {"small": small, "large": large, "unknown": unknown}
-    assert list(benchmark.drop_large(programs, 1.0)) == ["small", "unknown"]
+    assert list(scaling.drop_large(programs, 1.0)) == ["small", "unknown"]
     assert capsys.readouterr().out == "left out: large needs 2.0 GiB\n"
 
 
-def read_csv(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+TINY = ["--repeats", "2", "--minutes", "0.1"]
+TWO = ["--contenders", "jaxrnn-default", "jaxrnn-scan"]
 
 
-TINY = ["--repeats", "2", "--minutes", "0.1", "--contenders", "jaxrnn-default", "jaxrnn-scan"]
+def test_every_command_has_its_help(capsys):
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--help"])
+        assert ended.value.code == 0
+        assert f"usage: python -m experiments.benchmark {command}" in capsys.readouterr().out
+        assert f"`{command}`" in str(benchmark.__doc__)
 
 
-def test_script_writes_its_table_and_figure(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, "matrix_peak", lambda dtype: 1e9)
-    shapes = ["--shapes", f"{T},{B},{I},{H}"]
-    benchmark.main([*TINY, *shapes, "--cells", "elman", "--out", str(tmp_path)])
-    rows = read_csv(tmp_path / "benchmark.csv")
-    assert len(rows) == 4  # two contenders, two passes
-    for line in rows:
-        assert 0 < float(line["lower_ms"]) <= float(line["median_ms"]) <= float(line["upper_ms"])
-        count = benchmark.flops(Problem("elman", T, B, I, H), line["pass"])
-        rate = count / float(line["median_ms"]) * 1e3
-        assert float(line["of_peak"]) == pytest.approx(rate / 1e9)
-    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+def test_shapes_writes_its_table_and_figure(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shapes, "matrix_peak", lambda dtype: 1e9)
+    sizes = ["--shapes", f"{T},{B},{I},{H}", "--cells", "elman"]
+    main(["shapes", *TINY, *TWO, *sizes, "--out", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "shapes.csv")
+    assert len(table) == 4  # two contenders, two passes
+    assert (table["lower_ms"] > 0).all()
+    assert (table["lower_ms"] <= table["median_ms"]).all()
+    assert (table["median_ms"] <= table["upper_ms"]).all()
+    for line in table.to_dict("records"):
+        count = _contenders.flops(Problem("elman", T, B, I, H), line["pass"])
+        assert line["of_peak"] == pytest.approx(count / line["median_ms"] * 1e3 / 1e9)
+    assert (tmp_path / "shapes.png").read_bytes().startswith(b"\x89PNG")
     assert "jaxrnn's fastest engine" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cells", [["lstm"], ["elman", "lstm", "gru"]])
 def test_a_title_is_clear_of_the_legend(cells):
-    rows = [
-        row(name, 2.0, cell=cell) | {"lower_ms": 1.0, "upper_ms": 3.0}
-        for name in benchmark.DEFAULT_CONTENDERS
-        for cell in cells
-    ]
-    figure = benchmark.draw(rows, "Some Processor With a Name That Goes On @ 2.00GHz")
+    table = rows(*[(name, 2.0, cell) for name in _contenders.DEFAULT_CONTENDERS for cell in cells])
+    figure = shapes.draw(table, "Some Processor With a Name That Goes On @ 2.00GHz")
     figure.draw_without_rendering()
     title = figure._suptitle.get_window_extent()
     assert not title.overlaps(figure.legends[0].get_window_extent())
 
 
 @pytest.mark.slow
-def test_script_scales(tmp_path):
+def test_scaling_writes_its_table_and_figure(tmp_path):
     lengths = ["--lengths", "50", "5"]
-    benchmark.main([*TINY[:-1], "--scaling", *lengths, "--out", str(tmp_path)])
-    rows = read_csv(tmp_path / "scaling.csv")
-    assert [int(line["length"]) for line in rows] == [5, 50]
+    main(["scaling", *TINY, *TWO[:-1], *lengths, "--out", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "scaling.csv")
+    assert list(table["length"]) == [5, 50]
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
 def test_training_steps_agree_whatever_the_engine(tmp_path, monkeypatch):
-    sizes = benchmark.Training(6, 4, 3, 5, 7)
+    sizes = training.Sizes(6, 4, 3, 5, 7)
     engines = [jaxrnn.engines.scan(), jaxrnn.engines.hoisted(), jaxrnn.engines.checkpointed()]
-    first, *others = (benchmark.prepare_training_jaxrnn(engine, sizes, 0) for engine in engines)
+    first, *others = (training.prepare_jaxrnn(engine, sizes, 0) for engine in engines)
     expected = first.run()
     for program in others:
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), program.run(), expected
         )
-    monkeypatch.setattr(benchmark, "Training", lambda **_: sizes)
-    benchmark.main([*TINY, "--training", "--out", str(tmp_path)])
-    rows = read_csv(tmp_path / "training.csv")
-    assert [line["contender"] for line in rows] == ["jaxrnn-default", "jaxrnn-scan"]
-    for line in rows:
-        rate = 24e3 / float(line["median_ms"])
-        assert float(line["characters_per_s"]) == pytest.approx(rate)
+    monkeypatch.setattr(training, "Sizes", lambda **_: sizes)
+    main(["training", *TINY, *TWO, "--out", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "training.csv")
+    assert list(table["contender"]) == ["jaxrnn-default", "jaxrnn-scan"]
+    np.testing.assert_allclose(table["characters_per_s"], 24e3 / table["median_ms"])
 
 
-@pytest.mark.parametrize("cell", benchmark.CELLS)
+def test_training_is_of_pytorch_and_our_own():
+    with pytest.raises(SystemExit, match="nothing was measured"):
+        main(["training", "--contenders", "flax"])
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_a_step_by_hand_is_the_cells(cell):
-    ours, theirs = (
-        program.run() for program in benchmark.prepare_streaming(cell, 3, seed=0).values()
-    )
+    ours, theirs = (program.run() for program in streaming.prepare(cell, 3, seed=0).values())
     jax.tree.map(functools.partial(np.testing.assert_allclose, **FLOAT32), ours, theirs)
 
 
 def test_streaming(tmp_path):
-    benchmark.main([*TINY, "--streaming", "--out", str(tmp_path)])
-    rows = read_csv(tmp_path / "streaming.csv")
-    assert {row["contender"] for row in rows} == {"cell.step", "by hand"}
+    main(["streaming", *TINY, "--out", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "streaming.csv")
+    assert set(table["contender"]) == {"cell.step", "by hand"}
+    assert set(table["cell"]) == set(CELLS)
 
 
 @pytest.mark.slow
 def test_a_loss_on_the_way_has_the_gradient_of_one_at_once(tmp_path, monkeypatch):
-    programs = benchmark.prepare_loss((6, 2, 3, 4, 5), 0)
+    programs = loss.prepare((6, 2, 3, 4, 5), 0)
     once, way = (programs[name].run() for name in ("unroll", "unroll_loss"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), way, once)
-    monkeypatch.setattr(benchmark, "LOSS_SHAPES", [(6, 2, 3, 4, 5)])
-    benchmark.main([*TINY, "--loss", "--out", str(tmp_path)])
-    rows = read_csv(tmp_path / "loss.csv")
-    assert [(line["contender"], line["T"]) for line in rows] == [
-        ("unroll", "6"),
-        ("unroll_loss", "6"),
-    ]
+    monkeypatch.setattr(loss, "SHAPES", [(6, 2, 3, 4, 5)])
+    main(["loss", *TINY, "--out", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "loss.csv")
+    assert list(table["contender"]) == ["unroll", "unroll_loss"]
+    assert list(table["T"]) == [6, 6]
 
 
 @pytest.mark.slow
-def test_a_sweep_is_timed_against_one_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "SWEEPS", [benchmark.Sweep(3, 4, 2, 3)])
-    benchmark.main(["--sweep", "--cells", "gru", "--repeats", "1", "--out", str(tmp_path)])
-    assert "left out" not in capsys.readouterr().out
-    rows = read_csv(tmp_path / "sweep.csv")
-    assert [row["run"] for row in rows] == [
-        "fit-default",
-        "sweep-default",
-        "fit-scan",
-        "sweep-scan",
-    ]
-    assert min(float(row["times one"]) for row in rows if row["run"].startswith("fit")) == 1
-    assert all(float(row["ms a step"]) > 0 for row in rows)
-    wholes = [float(row["whole s"]) for row in rows if row["run"].startswith("fit")]
-    for row in rows:
-        assert float(row["times one whole"]) == pytest.approx(float(row["whole s"]) / min(wholes))
-        # Compiling takes longer than these steps.
-        steps = benchmark.SWEEP_REPORTS * benchmark.SWEEP_STEPS
-        assert float(row["whole s"]) > float(row["ms a step"]) * steps / 1e3
-        calls = 3 if row["run"].startswith("fit") else 1
-        assert float(row["times apart"]) == pytest.approx(calls * float(row["times one"]) / 3)
+def test_a_sweep_is_timed_against_one_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "SIZES", [sweep.Sizes(3, 4, 2, 3)])
+    main(["sweep", "--cells", "gru", "--repeats", "1", "--out", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "sweep.csv")
+    assert list(table["run"]) == ["fit-default", "sweep-default", "fit-scan", "sweep-scan"]
+    one = table["run"].str.startswith("fit")
+    assert table["times one"][one].min() == 1
+    assert (table["ms a step"] > 0).all()
+    least = table["whole s"][one].min()
+    np.testing.assert_allclose(table["times one whole"], table["whole s"] / least)
+    # Compiling takes longer than these steps.
+    assert (table["whole s"] > table["ms a step"] * sweep.REPORTS * sweep.STEPS / 1e3).all()
+    np.testing.assert_allclose(table["times apart"], np.where(one, 3, 1) * table["times one"] / 3)
+
+
+ROOT = Path(jaxrnn.__file__).parents[1]
+
+
+def test_two_checkouts_are_compared(tmp_path, capsys):
+    # With itself, which is as fast, as large and as long to compile, but for the clock.
+    sizes = ["--shapes", f"{T},{B},{I},{H}", "6,2,3,4", "--cells", "elman"]
+    against = ["--against", str(ROOT)]
+    main(["shapes", *TINY, *sizes, *against, "--passes", "gradient", "--out", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "against.csv")
+    assert list(table["T, B, I, H"]) == [f"{T}, {B}, {I}, {H}", "6, 2, 3, 4"]
+    assert (table["memory"] == 1).all()
+    for name in ("base ms", "new ms", "base compile s", "new compile s", "speed", "compile"):
+        assert (table[name] > 0).all()
+    means = _checkouts.geometric_means(table)
+    assert list(means["cell"]) == ["elman", "all", "the worst"]
+    assert means["speed"][0] == pytest.approx(math.sqrt(math.prod(table["speed"])))
+    assert means["speed"][2] == table["speed"].min()
+    assert means["compile"][2] == table["compile"].max()
+    assert "geometric means" in capsys.readouterr().out
+
+
+def test_a_worker_that_ends_ends_the_script(tmp_path):
+    (tmp_path / "jaxrnn").mkdir()
+    (tmp_path / "jaxrnn" / "__init__.py").write_text("raise SystemExit('no such version')")
+    with pytest.raises(SystemExit, match="ended"):
+        main(["shapes", "--against", str(tmp_path), "--out", str(tmp_path)])
+
+
+def test_another_checkout_has_a_jaxrnn(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["shapes", "--against", str(tmp_path)])
+    assert "expected a checkout of jaxrnn" in capsys.readouterr().err
+
+
+HEAD = {"device": "A Processor", "cores": 2, "devices": 1, "load": 0.1, "versions": "jax 1"}
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """A folder with two files that were measured, and a page to write to."""
+    head = {**HEAD, "date": "2000-01-01"}
+    lines = [("flax", 6.0), ("jaxrnn-scan", 2.0), ("pytorch", 1234.5)]
+    rows(*lines).assign(**head).to_csv(tmp_path / "shapes.csv", index=False)
+    steps = {"median_ms": 0.01, "first_s": 0.5, "temporary_MiB": None, "cell": "gru", "H": 64}
+    streamed = pd.DataFrame([{"contender": name, **steps} for name in ("cell.step", "by hand")])
+    streamed.assign(**head).to_csv(tmp_path / "streaming.csv", index=False)
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    return tmp_path, page
+
+
+def test_a_report_stands_between_the_markers(measured):
+    folder, page = measured
+    command = ["report", "--out", str(folder), "--page", str(page)]
+    main(command)
+    text = page.read_text()
+    assert text.startswith(f"before\n{report.BEGIN}\n")
+    assert text.endswith(f"\n{report.END}\nafter\n")
+    assert "old" not in text
+    titles = [line for line in text.splitlines() if line.startswith("#")]
+    assert titles == ["### Cells and shapes", "### One step"]
+    assert "A Processor, 2 cores, 1 JAX device(s), load 0.1 at the start; jax 1; 2000-01" in text
+    cells = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
+    assert ["", "gru", "forward", "1", "3", "617", ""] in cells
+    assert ["", "gru", "64", "by hand", "0.01", "0.5", ""] in cells
+    main(command)
+    assert page.read_text() == text
+
+
+@pytest.mark.parametrize("markers", ["", report.BEGIN, report.END + report.BEGIN])
+def test_a_page_without_markers_stays(measured, markers):
+    folder, page = measured
+    page.write_text(markers)
+    with pytest.raises(SystemExit, match="once each"):
+        main(["report", "--out", str(folder), "--page", str(page)])
+    assert page.read_text() == markers
+
+
+def test_a_report_of_nothing_ends_the_script(tmp_path):
+    with pytest.raises(SystemExit, match="found none of"):
+        main(["report", "--out", str(tmp_path)])
+
+
+def test_the_page_has_its_markers():
+    report.replace(report.PAGE.read_text(encoding="utf-8"), "")
 
 
 @pytest.mark.peers
 def test_pytorch_trains_the_same_model():
     pytest.importorskip("torch")
-    sizes = benchmark.Training(6, 4, 3, 5, 7)
-    run = benchmark.prepare_training_torch(sizes, 0).run
+    sizes = training.Sizes(6, 4, 3, 5, 7)
+    run = training.prepare_torch(sizes, 0).run
     # Before training, a guess among seven symbols; and training on one batch learns it by heart.
     losses = [run() for _ in range(300)]
     assert abs(losses[0] - math.log(7)) < 0.5
@@ -362,7 +396,7 @@ def test_pytorch_trains_the_same_model():
 def test_a_peer_that_is_not_installed_is_left_out_with_a_line(capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="no contender is left"):
-        benchmark.main(["--contenders", "flax", "pytorch"])
+        main(["shapes", "--contenders", "flax", "pytorch"])
     out = capsys.readouterr().out
     assert "left out: flax, as the package flax is not installed" in out
     assert "left out: pytorch, as the package torch is not installed" in out
@@ -374,5 +408,5 @@ def test_a_peer_that_is_not_installed_is_left_out_with_a_line(capsys, monkeypatc
 )
 def test_bad_arguments_end_the_script(arguments, capsys):
     with pytest.raises(SystemExit):
-        benchmark.main(arguments)
+        main(["shapes", *arguments])
     assert arguments[0] in capsys.readouterr().err

@@ -11,9 +11,11 @@ import pytest
 
 import experiments
 from experiments import _common
+from experiments.benchmark.__main__ import COMMANDS
 
 ROOT = Path(experiments.__path__[0])
 NAMES = sorted(path.stem for path in ROOT.glob("[a-z]*.py"))
+NAMES += [f"benchmark.{command}" for command in COMMANDS if command != "report"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import remedies
-from experiments.remedies import REMEDIES, TASKS, Run, bootstrap, learn, make_program, ranks
+from experiments.remedies import REMEDIES, TASKS, Run, learn, make_program
 from jaxrnn import diagnostics
 from tests.tolerances import FLOAT32
 
@@ -18,37 +18,6 @@ SETTINGS = {"hidden_size": 8, "batch_size": 4, "learning_rate": 1e-2}
 def run_of(losses, horizon=(1.0,), decay=(1.0,), remedy="gru"):
     losses = np.array(losses)
     return Run("copy", remedy, 100, losses, np.array(horizon), np.array(decay), 1.0)
-
-
-def test_equal_values_share_their_rank():
-    np.testing.assert_array_equal(ranks(np.array([3.0, 1.0, 3.0, 2.0])), [3.5, 1, 3.5, 2])
-    np.testing.assert_array_equal(ranks(np.array([np.inf, 1.0, np.inf])), [2.5, 1, 2.5])
-
-
-def test_spearman_is_its_closed_form():
-    generator = np.random.default_rng(0)
-    x, y = generator.normal(size=(2, 20))
-    differences = np.argsort(np.argsort(x)) - np.argsort(np.argsort(y))
-    expected = 1 - 6 * np.sum(differences**2) / (20 * (20**2 - 1))
-    assert remedies.spearman(x, y) == pytest.approx(expected, rel=1e-12)
-    assert remedies.spearman(x, np.exp(x)) == pytest.approx(1)
-    assert np.isnan(remedies.spearman(x, np.ones(20)))
-
-
-def test_an_interval_is_as_wide_as_groups_differ():
-    generator = np.random.default_rng(0)
-    groups = [tuple(generator.normal(size=(2, 3))) for _ in range(10)]
-    middle, low, high = bootstrap(groups, seed=0, draws=300)
-    assert low < middle < high
-    assert bootstrap(groups, seed=0, draws=300) == (middle, low, high)
-    assert np.isnan(bootstrap([(x, np.ones(3)) for x, _ in groups], seed=0)).all()
-    few = bootstrap(groups[: remedies.LEAST_GROUPS - 1], seed=0)
-    assert np.isfinite(few[0])
-    assert np.isnan(few[1:]).all()
-    # The same points many times over are no more evidence if they come in the same groups.
-    copied = [tuple(np.tile(part, 100) for part in group) for group in groups]
-    _, copied_low, copied_high = bootstrap(copied, seed=0, draws=300)
-    assert copied_high - copied_low == pytest.approx(high - low, rel=0.05)
 
 
 def test_what_a_run_has_learnt():

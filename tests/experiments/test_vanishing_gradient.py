@@ -1,3 +1,5 @@
+"""The cue experiment: what it asks, how it judges, and that its claim shows in a quick run."""
+
 import csv
 
 import jax
@@ -7,244 +9,201 @@ import pytest
 
 import jaxrnn
 from experiments import vanishing_gradient
+from experiments._statistics import spearman
 from experiments.vanishing_gradient import (
-    Profile,
-    bound_back,
-    horizon,
-    horizons_text,
-    make_exponent,
-    make_models,
-    make_norms_back,
-    make_stack,
-    predicted_horizon,
-    split,
-    windows_before,
+    CUES,
+    RECIPES,
+    Outcome,
+    Passages,
+    dividing_length,
+    exceptions,
+    gradient_back,
+    longest_learnt,
+    make_network,
+    unreached,
 )
 
-TEXT = "the quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 100
+
+def outcome(name, length, *accuracy):
+    return Outcome(name, length, None, np.array(accuracy), 100)
+
+
+def test_a_passage_is_text_between_its_cue_and_the_question():
+    passages = Passages(jnp.arange(50) % 10, symbols=10)
+    inputs, cues = passages.draw(jax.random.key(0), 200, 7)
+    assert inputs.shape == (8, 200)
+    np.testing.assert_array_equal(inputs[0], 10 + cues)
+    assert set(np.asarray(cues).tolist()) == set(range(CUES))
+    np.testing.assert_array_equal(inputs[-1], np.full(200, 10 + CUES))
+    np.testing.assert_array_equal(inputs[2:-1], (inputs[1:-2] + 1) % 10)
+    # Nothing but the cue tells which it was.
+    assert (inputs[1:-1] < 10).all()
+
+
+def test_the_first_and_the_last_character_can_be_drawn():
+    inputs, _ = Passages(jnp.arange(6), symbols=6).draw(jax.random.key(0), 200, 4)
+    assert set(np.asarray(inputs[1]).tolist()) == {1, 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tanh", "gru"])
+def test_the_gradient_back_is_that_of_a_loop(name):
+    """Differentiates the rest of the passage alone, from each state in turn."""
+    network = make_network(RECIPES[name], 5, jax.random.key(0), hidden_size=8, seeds=2)
+    inputs, cues = Passages(jnp.arange(40) % 5, symbols=5).draw(jax.random.key(1), 1, 6)
+    embedding, params, dense = jax.tree.map(lambda leaf: leaf[1], network.initial)
+    cell = RECIPES[name].cell(8)
+
+    def loss_from(state, t):
+        for symbol in inputs[t + 1 :]:
+            state, _ = cell.step(params, state, embedding[symbol])
+        logits = state.hidden @ dense.kernel + dense.bias
+        return jaxrnn.losses.softmax_cross_entropy(logits, cues)
+
+    state, norms = cell.initial_state((1,)), []
+    for t, symbol in enumerate(inputs):
+        state, _ = cell.step(params, state, embedding[symbol])
+        norms.append(
+            jnp.sqrt(
+                sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(jax.grad(loss_from)(state, t)))
+            )
+        )
+    expected = np.array(norms)[::-1] / norms[-1]
+    np.testing.assert_allclose(
+        gradient_back(network, network.initial, inputs, cues)[1], expected, rtol=1e-4
+    )
+
+
+@pytest.mark.slow
+def test_the_remedy_differs_by_its_biases_alone():
+    plain, chrono = (
+        make_network(RECIPES[name], 5, jax.random.key(0), hidden_size=8, seeds=2)
+        for name in ("gru", "gru_chrono")
+    )
+    for before, after in zip(plain.params(50), chrono.params(50), strict=True):
+        same = jax.tree.map(lambda a, b: bool((a == b).all()), before, after)
+        if hasattr(before, "recurrent_kernel"):
+            assert same == type(before)(True, True, bias=False, recurrent_bias=True)
+        else:
+            assert all(jax.tree.leaves(same))
+    _, short, _ = chrono.params(2)
+    assert jnp.isfinite(short.bias).all()
+
+
+def test_the_longest_that_each_seed_has_learnt():
+    outcomes = [outcome("gru", 5, 1.0, 0.95, 0.3), outcome("gru", 10, 0.9, 0.89, 0.2)]
+    np.testing.assert_array_equal(longest_learnt(outcomes), [10, 5, 0])
+
+
+def test_what_a_horizon_foretells_is_no_exception():
+    learnt, failed = (1.0, 0.95, 0.9), (0.25, 0.9, 0.49)
+    outcomes = [outcome("gru", 5, *learnt), outcome("gru", 20, *failed)]
+    assert exceptions("GRU", 10, outcomes) == []
+    assert exceptions("GRU", 5, outcomes) == []
+    # Between half and four times the horizon anything goes.
+    assert exceptions("GRU", 6, outcomes) == []
+    assert len(exceptions("GRU", 1, outcomes)) == 1
+    assert exceptions("GRU", 19, outcomes) == []
+    # It reaches the longest: all of it should be learnt.
+    assert exceptions("GRU", 20, outcomes) == ["GRU learns T = 20 with 1 of 3 seeds only"]
+
+
+def test_the_gradient_after_training_is_at_a_length_that_some_learn():
+    outcomes = [
+        outcome(name, length, accuracy)
+        for name, row in {"tanh": (1, 1, 0.2), "gru": (1, 0.2, 0.2), "lstm": (1, 1, 1)}.items()
+        for length, accuracy in zip((5, 20, 50), row, strict=True)
+    ]
+    assert dividing_length(outcomes) == 20
+
+
+def test_a_gradient_that_contradicts_what_is_learnt_is_told():
+    after = {"gru": np.array([[1.0, 0.5]]), "lstm": np.array([[1.0, 1e-9]])}
+    assert unreached(after, [outcome("gru", 1, 1.0), outcome("lstm", 1, 0.2)]) == []
+    told = unreached(after, [outcome("gru", 1, 0.2), outcome("lstm", 1, 1.0)])
+    assert told == [
+        "at T = 1 GRU misses the cue with a gradient back to it in 1 of 1 seeds",
+        "at T = 1 LSTM knows the cue with no gradient back to it in 1 of 1 seeds",
+    ]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder that the quick experiment writes, on a text of its own."""
+    """What a quick run prints, and its rows."""
     folder = tmp_path_factory.mktemp("vanishing_gradient")
-    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
-    vanishing_gradient.main(
-        ["--quick", "--out", str(folder), "--text", str(folder / "text.txt"), "--seed", "1"]
-    )
-    return folder
+    vanishing_gradient.main(["--quick", "--out", str(folder)])
+    assert (folder / "vanishing_gradient.png").stat().st_size > 10_000
+    files = {}
+    for name in ("vanishing_gradient", "vanishing_gradient_curves"):
+        with (folder / f"{name}.csv").open(encoding="utf-8") as file:
+            files[name] = list(csv.DictReader(file))
+    return files
 
 
-@pytest.fixture(scope="module")
-def curves(run):
-    """The seeds' gradients, and bound, at each step back, for each cell and time of measuring."""
-    curves = {}
-    with (run / "vanishing_gradient_curves.csv").open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            curve = curves.setdefault((row["cell"], row["when"]), ([], []))
-            curve[0].append(float(row["gradient"]))
-            curve[1].append(float(row["bound"] or "nan"))
-    return {
-        name: (np.reshape(norms, (2, -1)), np.reshape(bound, (2, -1))[0])
-        for name, (norms, bound) in curves.items()
+@pytest.mark.slow
+def test_what_the_gradient_does_not_reach_is_not_learnt(run):
+    rows = run["vanishing_gradient"]
+    lengths = sorted({int(row["T"]) for row in rows})
+    horizons, longest = {}, {}
+    for name in RECIPES:
+        of_name = [row for row in rows if row["network"] == name]
+        horizons[name] = np.median([int(row["horizon"]) for row in of_name])
+        accuracy = {
+            length: np.median([float(r["accuracy"]) for r in of_name if int(r["T"]) == length])
+            for length in lengths
+        }
+        longest[name] = max((n for n in lengths if accuracy[n] >= 0.9), default=0)
+        for length in lengths:
+            if length <= horizons[name] / 2:
+                assert accuracy[length] >= 0.9, (name, length)
+            if length >= 4 * horizons[name]:
+                assert accuracy[length] < 0.5, (name, length)
+    assert sorted(horizons, key=lambda name: horizons[name]) == list(RECIPES_BY_REACH)
+    assert longest["gru_chrono"] == lengths[-1] > longest["gru"]
+    assert spearman(*(np.array(list(d.values()), float) for d in (horizons, longest))) > 0.8
+
+
+RECIPES_BY_REACH = ("logistic", "gru", "tanh", "lstm", "gru_chrono")
+
+
+@pytest.mark.slow
+def test_after_training_the_gradient_reaches_what_is_learnt(run):
+    accuracy = {
+        (row["network"], row["T"], row["seed"]): float(row["accuracy"])
+        for row in run["vanishing_gradient"]
     }
-
-
-def profile(*norms):
-    return Profile(make_models(4, 5)[0], 1, False, np.array(norms), None, None)
-
-
-def brute_force_horizon(norms):
-    steps = 0
-    while steps + 1 < len(norms) and norms[steps + 1] >= 0.01 * norms[0]:
-        steps += 1
-    return steps
+    ends = [
+        row
+        for row in run["vanishing_gradient_curves"]
+        if row["when"] == "trained" and row["steps_back"] == row["T"]
+    ]
+    assert len(ends) == 2 * len(RECIPES)
+    for row in ends:
+        learnt = accuracy[row["network"], row["T"], row["seed"]] >= 0.9
+        assert (float(row["gradient"]) >= 0.01) == learnt, row
 
 
 @pytest.mark.parametrize(
-    "norms",
+    ("text", "message"),
     [
-        0.5 ** np.arange(100),
-        np.ones(100),
-        2.0 ** np.arange(100),
-        [1, 0, 1],  # back above the level after a gap
-        [3.0, 0.03, 0.029],
-        [1.0],
-        np.exp(np.random.default_rng(0).normal(-2, 1.5, 100)),
+        (b"ab" * 2000, r"got 4,000 characters, expected more than 5,000"),
+        (b"a" * 10_000, "got one symbol only"),
+        (b"\xff\xfe\xff", "codec can't decode"),
+        (b"", "the file is empty"),
+        (None, "No such file"),
     ],
 )
-def test_horizon_is_its_definition(norms):
-    assert horizon(np.array(norms)) == brute_force_horizon(norms)
+def test_a_text_that_will_not_do(tmp_path, text, message):
+    path = tmp_path / "text.txt"
+    if text is not None:
+        path.write_bytes(text)
+    with pytest.raises(SystemExit, match=message) as error:
+        vanishing_gradient.main(["--text", str(path)])
+    assert "--text" in str(error.value)
 
 
-def test_horizon_says_where_the_start_is_reached():
-    assert horizons_text(profile(np.ones(500))) == ">= 499"
-    assert horizons_text(profile(0.5 ** np.arange(500))) == "6"
-    assert horizons_text(profile([1.0, np.inf, np.nan])) == ">= 2"
-
-
-def test_the_seeds_horizons_are_their_median_and_their_range():
-    norms = [rate ** np.arange(50) for rate in (0.5, 1.0, 0.1, 0.4, 0.6)]
-    assert profile(*norms).horizons == (2, 6, 49)
-    assert horizons_text(profile(*norms)) == "6 (2 to >= 49)"
-    assert horizons_text(profile(*norms[:2])) == "27.5 (6 to >= 49)"
-
-
-def test_windows_of_every_length_share_their_ends():
-    text = jnp.arange(100)
-    np.testing.assert_array_equal(
-        windows_before(text, jnp.array([9, 50]), 2), [[7, 48], [8, 49], [9, 50]]
-    )
-    assert windows_before(text, jnp.full((4, 3), 60), 50).shape == (4, 51, 3)
-
-
-@pytest.mark.slow
-def test_norms_are_those_of_a_loop_over_steps():
-    """Differentiates the rest of the sequence alone, from each hidden state in turn."""
-    model = make_models(8, 5)[1]
-    params = model.network.init(jax.random.key(0))
-    windows = jax.random.randint(jax.random.key(1), (7, 1), 0, 5)
-    table, cell, dense = params
-
-    def loss_from(hidden, t):
-        for symbol in windows[t + 1 : -1, 0]:
-            hidden = jnp.tanh(table[symbol] @ cell.kernel + hidden @ cell.recurrent_kernel)
-        return -jax.nn.log_softmax(hidden @ dense.kernel + dense.bias)[windows[-1, 0]]
-
-    _, states = jaxrnn.unroll(model.cell, cell, table[windows[:-1, 0]])
-    expected = [jnp.linalg.norm(jax.grad(loss_from)(states[t], t)) for t in range(6)]
-    norms = make_norms_back(model)(params, windows)
-    np.testing.assert_allclose(norms[::-1, 0, 0], expected, rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_a_stack_has_norms_of_every_layer():
-    """The lower layer's gradient at the last step is what passes the upper layer's step."""
-    model = make_stack(4, 5, 2)
-    params = model.network.init(jax.random.key(0))
-    windows = jax.random.randint(jax.random.key(1), (4, 1), 0, 5)
-    table, lower, upper, dense = params
-    state, outputs = jaxrnn.unroll(model.cell, lower, table[windows[:-2, 0]])
-    above, _ = jaxrnn.unroll(model.cell, upper, outputs)
-    state, _ = model.cell.step(lower, state, table[windows[-2, 0]])
-
-    def loss_from(hidden):
-        _, output = model.cell.step(upper, above, hidden)
-        return -jax.nn.log_softmax(output @ dense.kernel + dense.bias)[windows[-1, 0]]
-
-    norms = make_norms_back(model)(params, windows)
-    assert norms.shape == (3, 2, 1)
-    expected = jnp.linalg.norm(jax.grad(loss_from)(state.hidden))
-    np.testing.assert_allclose(norms[0, 0, 0], expected, rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_the_exponent_of_an_orthogonal_linear_cell_is_zero():
-    model = make_models(8, 5)[3]
-    params = model.network.init(jax.random.key(0))
-    windows = jax.random.randint(jax.random.key(1), (101, 2), 0, 5)
-    assert abs(make_exponent(model)(params, windows)) < 1e-5
-    table, cell, dense = params
-    params = table, cell._replace(recurrent_kernel=cell.recurrent_kernel / 2), dense
-    np.testing.assert_allclose(make_exponent(model)(params, windows), np.log(0.5), atol=1e-5)
-
-
-@pytest.mark.parametrize("rate", [-2.0, -0.1, -0.04, -0.001, 0.0, 0.3])
-def test_a_predicted_horizon_is_that_of_its_line(rate):
-    assert predicted_horizon(rate, 300) == horizon(np.exp(rate * np.arange(300)))
-
-
-@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
-@pytest.mark.parametrize("number", range(4))
-def test_no_window_exceeds_its_bound(number, scale):
-    model = make_models(16, 5)[number]
-    table, cell, dense = model.network.init(jax.random.key(0))
-    kernel = scale * jax.random.normal(jax.random.key(1), (16, 16)) / 4
-    params = table, cell._replace(recurrent_kernel=kernel), dense
-    windows = jax.random.randint(jax.random.key(2), (21, 8), 0, 5)
-    norms = np.asarray(make_norms_back(model)(params, windows), np.float64)[:, 0]
-    factor = model.gamma * np.sqrt(np.linalg.eigvalsh(np.asarray(kernel.T @ kernel)).max())
-    bound = bound_back(model, params, 20)
-    assert bound is not None
-    np.testing.assert_allclose(bound, factor ** np.arange(20), rtol=1e-4)
-    # Each step may round up by a few units in the last place.
-    assert np.all(norms <= norms[0] * bound[:, None] * (1 + 1e-5))
-
-
-def test_gated_cells_have_no_bound():
-    for model in make_models(4, 5)[4:]:
-        assert bound_back(model, None, 3) is None
-
-
-@pytest.mark.slow
-def test_bound_holds_before_and_after_training(curves):
-    for when in ["initial", "trained"]:
-        norms, bound = curves["logistic", when]
-        # The bound is of the kernel that is in the middle of the seeds'.
-        assert np.all(norms.min(axis=0) <= bound * (1 + 1e-4)), when
-
-
-@pytest.mark.slow
-def test_logistic_dies_first(curves):
-    for when in ["initial", "trained"]:
-        horizons = {
-            cell: profile(*norms).horizons for (cell, w), (norms, _) in curves.items() if w == when
-        }
-        assert horizons["logistic"] == min(horizons.values())
-        assert horizons["logistic"][-1] < 10
-
-
-@pytest.mark.slow
-def test_an_open_gate_carries_on():
-    models = {model.name: model for model in make_models(32, 5)}
-    windows = jax.random.randint(jax.random.key(2), (201, 8), 0, 5)
-    horizons = {}
-    for name in ["relu", "tanh", "identity", "lstm", "lstm_open"]:
-        params = models[name].network.init(jax.random.key(0))
-        norms = np.asarray(make_norms_back(models[name])(params, windows))
-        horizons[name] = horizon(norms[:, 0].mean(1))
-    assert horizons["relu"] < horizons["tanh"] < horizons["identity"] == 199
-    assert horizons["lstm"] < horizons["lstm_open"]
-
-
-@pytest.mark.slow
-def test_table_agrees_with_the_curves(run, curves):
-    with (run / "vanishing_gradient.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == len(curves) == 8
-    for row, key in zip(
-        rows,
-        [(c, w) for c in dict.fromkeys(c for c, _ in curves) for w in ("initial", "trained")],
-        strict=True,
-    ):
-        norms, _ = curves[key]
-        assert row["horizon"] == horizons_text(profile(*norms))
-        np.testing.assert_allclose(float(row["gradient 100 back"]), norms[:, 100].mean())
-        if not key[0].endswith("_1"):  # all is relative to the last layer
-            np.testing.assert_array_equal(norms[:, 0], 1)
-        assert (norms[0, 1:] != norms[1, 1:]).any()
-        assert float(row["+-"] or 1) > 0
-
-
-@pytest.mark.slow
-def test_training_beats_the_frequencies_of_characters(run):
-    _, counts = np.unique(list(TEXT), return_counts=True)
-    entropy = -np.sum(counts / len(TEXT) * np.log2(counts / len(TEXT)))
-    with (run / "vanishing_gradient.csv").open(encoding="utf-8") as file:
-        bits = {
-            row["cell"]: float(row["bits per character"])
-            for row in csv.DictReader(file)
-            if row["when"] == "trained"
-        }
-    assert len(bits) == 4
-    assert all(value < entropy for value in bits.values())
-
-
-@pytest.mark.slow
-def test_figure(run):
-    assert (run / "vanishing_gradient.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_text_that_is_too_short():
-    with pytest.raises(SystemExit, match="got 1,000 characters"):
-        split(np.zeros(1000, np.int32), 500)
+@pytest.mark.parametrize("option", ["--length=1", "--seeds=0", "--steps=0", "--hidden=0"])
+def test_a_bad_setting_is_reported(capsys, option):
+    with pytest.raises(SystemExit):
+        vanishing_gradient.main([option])
+    assert option.split("=")[0] in capsys.readouterr().err.splitlines()[-1]

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from jaxrnn._jaxpr import results_depend
+from jaxrnn._types import Array
 from jaxrnn.engines._chunks import scan_without_duplicates
 from jaxrnn.engines._engine import is_static
 from jaxrnn.engines._hoisted._info import StepInfo

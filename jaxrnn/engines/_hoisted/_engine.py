@@ -43,7 +43,7 @@ _FEW_CHUNKS = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class hoisted(Engine):  # noqa: N801, it is used like a function
+class hoisted(Engine):
     """The engine for training split cells: all weight gradients are taken after the loop.
 
     Use it to train cells whose step is a `SplitStep`, which `engine=None` does by itself. Going
@@ -148,6 +148,14 @@ class hoisted(Engine):  # noqa: N801, it is used like a function
             )
 
         return run(params, state, inputs)
+
+    def explain(self, cell: Cell, params: Any, state: Any, inputs: Any) -> str:
+        """Say how long its chunks are, and whether it keeps states or products."""
+        assert cell.split_step is not None
+        plan = self._plan(
+            analyse_step(cell.split_step, params, state, inputs), params, inputs, reverse=False
+        )
+        return f"chunks have {plan.chunk} steps, and {plan.keep} are kept of each step"
 
     def _plan(self, info: StepInfo, params: Any, inputs: Any, *, reverse: bool) -> Plan:
         """Decide what is left open: a length or batch that has no value yet gets no chunks."""

@@ -11,7 +11,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
+
+from jaxrnn._types import Array
 
 # Rows of a multiple of so many bytes start in the same lines of the cache, time and again.
 _COLLIDING_ROWS = 512
