@@ -63,8 +63,8 @@ def _filled(
     real = mask[..., None]
     first = real & (jnp.cumsum(real, axis=0, dtype=jnp.int32) == 1)
     own = jnp.where(first, inputs, jnp.zeros_like(inputs)).sum(0)
-    # A sequence without a real step takes another one's, and ones if there is none at all. Sums pick
-    # it, as axes that are divided over devices can be neither reshaped nor indexed.
+    # A sequence without a real step takes another one's, and ones if there is none at all. Sums
+    # pick it, as axes that are divided over devices can be neither reshaped nor indexed.
     some = real.any(0)
     numbers = jnp.zeros_like(some, jnp.int32)
     for axis, size in enumerate(some.shape[:-1]):
