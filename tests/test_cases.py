@@ -642,7 +642,7 @@ def test_cells_are_freed():
             params = cell.init(jax.random.key(0), I)
             unroll(cell, params, jnp.ones((3, I)))
             alive.append(weakref.ref(cell))
-    cell = functional = own = both = None
+    del cell, functional, own, both  # pyright: ignore[reportPossiblyUnboundVariable]
     jax.clear_caches()  # whose compiled programs name what they were compiled for
     gc.collect()
     assert not [reference for reference in alive if reference() is not None]
