@@ -387,7 +387,8 @@ def everything(cell, engine=None, **options):
     """Run a cell forwards and backwards, with and without ragged sequences."""
     params = cell.init(jax.random.key(0), I)
     inputs = jnp.ones((T, 2, I))
-    evaluated = unroll(cell, params, inputs, engine=engine, **{**options, "key": None})[1]
+    evaluating: dict[str, Any] = {**options, "key": None}
+    evaluated = unroll(cell, params, inputs, engine=engine, **evaluating)[1]
 
     def loss(params):
         return jax.tree.leaves(unroll(cell, params, inputs, engine=engine, **options)[1])[0].sum()
@@ -636,11 +637,12 @@ def test_cells_are_freed():
     for n in range(5):
         functional = jaxrnn.elman(8, activation=lambda x, n=n: jnp.tanh(x) * (1 + n / 100))
         own = split_cell(lambda p, x, n=n: x @ p["w"] + n, readout=lambda state: state)
-        for cell in (functional, own):
+        both: list[jaxrnn.Cell[Any, Any]] = [functional, own]
+        for cell in both:
             params = cell.init(jax.random.key(0), I)
             unroll(cell, params, jnp.ones((3, I)))
             alive.append(weakref.ref(cell))
-    cell = functional = own = None
+    del cell, functional, own, both  # pyright: ignore[reportPossiblyUnboundVariable]
     jax.clear_caches()  # whose compiled programs name what they were compiled for
     gc.collect()
     assert not [reference for reference in alive if reference() is not None]
