@@ -57,8 +57,8 @@ def test_a_cell_with_a_context_an_integer_and_jumps():
 class Own(jaxrnn.SplitStep):
     """A step that is not what its parts make."""
 
-    def __call__(self, params, state, inputs):
-        state, output = super().__call__(params, state, inputs)
+    def __call__(self, params, state, inputs, *context):
+        state, output = super().__call__(params, state, inputs, *context)
         return state, output + 1
 
 
