@@ -276,7 +276,8 @@ def test_bad_init(row):
 
 def test_bad_initial_state(row):
     cell = row.make(H)
-    for leaf in jax.tree.leaves(cell.initial_state(3)):
+    params = cell.init(jax.random.key(0), 2)
+    for leaf in jax.tree.leaves(cell.initial_state(3, params=params)):
         assert leaf.shape[:1] == (3,)
     with pytest.raises(ValueError, match=r"batch_shape\[1\]: got -1"):
         cell.initial_state((2, -1))
