@@ -116,8 +116,9 @@ def pascanu_bound(
     if kernel.ndim != 2:
         raise ValueError(f"recurrent_kernel: got {_check.describe(kernel)}, expected one matrix")
     gamma = _check.number("gamma", gamma, low=0.0)
-    powers = jnp.asarray(_check.step_counts("lags", lags))
-    return ((gamma * jnp.linalg.norm(at_least_float32(kernel), 2)) ** powers).astype(kernel.dtype)
+    largest = gamma * jnp.linalg.norm(at_least_float32(kernel), 2)
+    powers = jnp.asarray(_check.step_counts("lags", lags), largest.dtype)
+    return (largest**powers).astype(kernel.dtype)
 
 
 def saturation(

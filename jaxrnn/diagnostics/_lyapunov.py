@@ -295,7 +295,9 @@ def _orthonormalise(
     gram = _gram(first)
     # Not a number isn't less than anything, so a failed factorisation isn't regular. `all` and not
     # `max`, which over 64 or more numbers that are not loses them on XLA's CPU.
-    regular = jnp.all(jnp.abs(gram - jnp.eye(gram.shape[-1], dtype=gram.dtype)) < 0.1)
+    identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
+    identity = jnp.expand_dims(identity, tuple(range(gram.ndim - 2)))
+    regular = jnp.all(jnp.abs(gram - identity) < 0.1)
 
     def second(first):
         rows, logs = _cholesky(first, gram)

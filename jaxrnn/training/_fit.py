@@ -204,7 +204,8 @@ def _make_run(
 
 def _dtypes_of_metrics(step: Any, source: Batches, state: TrainState, key: PRNGKeyArray) -> Metrics:
     def measure(state, key, data):
-        return step(state, source.take(state.step, key, data), key)[1]
+        batch_key, loss_key = jax.random.split(key)
+        return step(state, source.take(state.step, batch_key, data), loss_key)[1]
 
     return jax.tree.map(lambda leaf: leaf.dtype, jax.eval_shape(measure, state, key, source.data))
 
